@@ -1,0 +1,134 @@
+"""What the gates of a trained model do on a data set."""
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq import checkpoint_utils
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+from torch import Tensor, nn
+
+from .checkpoints import read_checkpoint
+from .convert import to_g2lstm
+from .gate_stats import GateCounts, observe_gates
+
+
+@dataclass(frozen=True)
+class GateHistograms:
+    """Counts of gate values in evaluation, padding left out.
+
+    Attributes:
+        edges: (bins + 1,) edges of the bins, from 0 to 1.
+        input, forget: (bins,) counts of the input and of the forget gates.
+        low, high: (2,) counts of input and forget gates below 0.1 and above 0.9.
+        total: number of gates of each kind.
+    """
+
+    edges: np.ndarray
+    input: np.ndarray
+    forget: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    total: int
+
+    def share_below(self, gate: str) -> float:
+        """Share of the gates ("input" or "forget") below 0.1."""
+        return float(self.low[("input", "forget").index(gate)]) / self.total
+
+    def share_above(self, gate: str) -> float:
+        """Share of the gates ("input" or "forget") above 0.9."""
+        return float(self.high[("input", "forget").index(gate)]) / self.total
+
+    def share_saturated(self, gate: str) -> float:
+        """Share of the gates ("input" or "forget") below 0.1 or above 0.9."""
+        return self.share_below(gate) + self.share_above(gate)
+
+
+def gate_histograms(
+    checkpoint: str | Path,
+    data: str | Path,
+    split: str = "valid",
+    max_sentences: int = 500,
+    bins: int = 50,
+) -> GateHistograms:
+    """Histograms of the gates of a translation model, encoder and decoder together, decoding teacher-forced.
+
+    Args:
+        checkpoint: of a `g2lstm` or a stock `lstm`.
+        data: the data-bin folder.
+        split: which of its splits.
+        max_sentences: how many sentences to walk at most, in the order of fairseq's batches of equal length.
+        bins: number of bins between 0 and 1.
+
+    Raises:
+        FileNotFoundError: the checkpoint or the data are missing.
+        ValueError: the checkpoint is of another model, or cannot be read; bins or max_sentences < 1.
+    """
+    for name, number in (("bins", bins), ("max_sentences", max_sentences)):
+        if number < 1:
+            raise ValueError(f"{name} must be >= 1, got {number}")
+    model, task = load_model(checkpoint, data)
+    task.load_dataset(split)
+    batches = task.get_batch_iterator(
+        task.dataset(split), max_sentences=min(50, max_sentences), ignore_invalid_inputs=True
+    ).next_epoch_itr(shuffle=False)
+    counts, histogram = GateCounts(), np.zeros((2, bins), dtype=np.int64)
+    edges = torch.linspace(0, 1, bins + 1)
+
+    def observe(_name: str, _layer: int, _reverse: bool, z: Tensor, valid: Tensor | None) -> None:
+        counts.add(z, valid)
+        kept = z if valid is None else z[valid]
+        for kind, gates in enumerate(torch.sigmoid(kept).chunk(2, dim=-1)):
+            histogram[kind] += torch.histc(gates.float(), bins, 0, 1).long().numpy()
+
+    with torch.no_grad(), observe_gates(model, observe):
+        for batch in islice(batches, -(-max_sentences // min(50, max_sentences))):
+            model(**batch["net_input"])
+    if counts.total == 0:
+        raise ValueError(f"split {split!r} of {data} holds no sentence")
+    return GateHistograms(
+        edges.numpy(),
+        histogram[0],
+        histogram[1],
+        counts.low.numpy(),
+        counts.high.numpy(),
+        int(counts.total),
+    )
+
+
+def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any]:
+    """Loads a model for evaluation on the CPU; a stock `lstm` as a `g2lstm` that computes the same.
+
+    Returns:
+        the model and fairseq's task.
+
+    Raises:
+        FileNotFoundError: the checkpoint or the data folder is missing.
+        ValueError: the checkpoint is of another model, or cannot be read.
+    """
+    if not Path(data).is_dir():
+        raise FileNotFoundError(f"no data folder {data}: give the data-bin folder of fairseq-preprocess")
+    state = read_checkpoint(checkpoint)
+    options = state["cfg"]["model"]
+    name = getattr(options, "_name", None) if not isinstance(options, dict) else options.get("_name")
+    if ARCH_MODEL_NAME_REGISTRY.get(str(name)) != "g2lstm":
+        state = to_g2lstm(state)
+    state["cfg"]["task"]["data"] = str(data)
+    task_and_state = _open_config(state)
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(checkpoint)], state=task_and_state
+    )
+    model = models[0].eval()
+    return model, task
+
+
+def _open_config(state: dict[str, Any]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return {**state, "cfg": OmegaConf.create(state["cfg"], flags={"allow_objects": True})}
+
+
+

@@ -1,0 +1,89 @@
+"""Reading and writing fairseq's checkpoints.
+
+torch's weights-only unpickler refuses every type that is not named to it, before anything of that type runs.
+"""
+
+import argparse
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+from omegaconf import OmegaConf
+
+State = dict[str, Any]
+
+
+def allow_fairseq_checkpoints() -> None:
+    """Names the types that fairseq's own checkpoints hold beside tensors and plain containers.
+
+    argparse.Namespace holds the options of stock models; the numpy ones stand in the meters of runs with --eval-bleu.
+    None of them runs code of a checkpoint's choosing when it is loaded.
+    """
+    reconstruct: Any = np.array(0).__reduce__()[0]
+    torch.serialization.add_safe_globals(
+        [argparse.Namespace, np.ndarray, np.dtype, np.dtypes.Int64DType, reconstruct]
+    )
+
+
+def read_checkpoint(path: str | Path) -> State:
+    """Reads a fairseq checkpoint on the CPU, brought up to the current format by fairseq.
+
+    Returns:
+        fairseq's state, with `cfg` a plain dictionary.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, is no fairseq checkpoint, or holds types that are not allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: give the path of a fairseq checkpoint (.pt)")
+    try:
+        state = load_checkpoint_to_cpu(str(path))
+    except pickle.UnpicklingError as error:
+        refused = "Unsupported global" in str(error)
+        reason = (
+            "holds Python objects that no fairseq checkpoint needs, and was not loaded"
+            if refused
+            else "is truncated or no torch file"
+        )
+        detail = str(error).split("GLOBAL ")[-1].split(" was not")[0] if refused else ""
+        raise ValueError(f"{path} {reason}" + (f": {detail}" if detail else "")) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is truncated or no fairseq checkpoint: {error}") from error
+    if not isinstance(state.get("model"), dict) or state.get("cfg") is None:
+        raise ValueError(f"{path} is no fairseq checkpoint: it has no model, or no options")
+    state["cfg"] = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
+    return state
+
+
+def write_checkpoint(state: State, path: str | Path) -> None:
+    """Writes a checkpoint so that a file of this name is either complete or not there.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to: create it first")
+    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        torch.save(state, unfinished)
+        os.chmod(unfinished, 0o666 & ~_umask())
+        os.replace(unfinished, path)
+    finally:
+        if os.path.exists(unfinished):
+            os.unlink(unfinished)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,161 @@
+"""Turn a checkpoint of fairseq's stock `lstm` into one of `g2lstm`, or back, without training.
+
+    python -m fairseq_g2lstm.convert lstm.pt g2lstm.pt --to g2lstm
+    python -m fairseq_g2lstm.convert g2lstm.pt lstm.pt --to lstm
+
+The converted model computes in evaluation what the given one computes.
+"""
+
+import argparse
+import sys
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoints import State, read_checkpoint, write_checkpoint
+from .config import ARCHITECTURES, G2LSTMConfig, gate_settings, resolve
+from .models.g2lstm import GateValues
+
+GATE_VALUES = "gates.values"
+
+_STOCK_CRITERIONS = {
+    "g2lstm_cross_entropy": ("cross_entropy", "CrossEntropyCriterion"),
+    "g2lstm_label_smoothed_cross_entropy": (
+        "label_smoothed_cross_entropy",
+        "LabelSmoothedCrossEntropyCriterion",
+    ),
+}
+
+
+def to_g2lstm(state: State, gate_type: str = "sigmoid") -> State:
+    """A stock `lstm` checkpoint as one of `g2lstm`.
+
+    Args:
+        state: the stock checkpoint, from `checkpoints.read_checkpoint`.
+        gate_type: the gate type of the new checkpoint. Translations are the given model's with "sigmoid" and "gumbel",
+            whose gates in evaluation are plain sigmoids.
+
+    Returns:
+        A new state that shares its tensors with the given one.
+
+    Raises:
+        ValueError: the checkpoint is not of a stock `lstm`.
+    """
+    from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+
+    options = _model_options(state)
+    name = str(options.get("_name") or options.get("arch"))
+    if ARCH_MODEL_NAME_REGISTRY.get(name) != "lstm":
+        raise ValueError(f"--to g2lstm takes a checkpoint of the stock lstm, got one of {name}")
+    options["_name"] = "g2lstm"
+    if options.get("criterion") != "adaptive_loss":
+        options["adaptive_softmax_cutoff"] = None
+    options["gate_type"] = gate_type
+    resolved = resolve(Namespace(**options))
+    model_options: dict[str, Any] = {
+        f.name: getattr(resolved, f.name) for f in fields(G2LSTMConfig)
+    }
+    model_options["_name"] = "g2lstm"
+    weights = dict(state["model"])
+    weights[GATE_VALUES] = GateValues(gate_settings(resolved)).values
+    return {**state, "model": weights, "cfg": {**state["cfg"], "model": model_options}}
+
+
+def to_lstm(state: State) -> State:
+    """A `g2lstm` checkpoint as one of the stock `lstm`.
+
+    Where the gates in evaluation are tempered, the temperature goes into the weights of the input and forget gates.
+
+    Args:
+        state: the `g2lstm` checkpoint, from `checkpoints.read_checkpoint`.
+
+    Returns:
+        A new state; it shares unchanged tensors with the given one.
+
+    Raises:
+        ValueError: the checkpoint is not of a `g2lstm`, or its gates in evaluation are hard, which the stock model
+            does not have.
+    """
+    name = str(_model_options(state).get("_name"))
+    if name not in ARCHITECTURES:
+        raise ValueError(f"--to lstm takes a checkpoint of g2lstm, got one of {name}")
+    resolved = resolve(Namespace(**_model_options(state)))
+    weights = dict(state["model"])
+    temperature, noise_prob = weights.pop(GATE_VALUES).tolist()[:2]
+    mode = gate_settings(resolved).with_values(temperature, noise_prob).mode(training=False)
+    if mode.hard:
+        raise ValueError(
+            "the stock lstm has no hard gates: this checkpoint's gate_eval_mode is hard; "
+            "evaluate it as g2lstm, or train with --gate-eval-mode soft"
+        )
+    if mode.temperature != 1.0:
+        for key, weight in weights.items():
+            if key.startswith(("encoder.lstm.", "decoder.layers.")):
+                weights[key] = _fold_temperature(weight, mode.temperature)
+    options = {f.name: getattr(resolved, f.name) for f in fields(G2LSTMConfig)}
+    options = {key: value for key, value in options.items() if not key.startswith("gate_")}
+    criterion = dict(state["cfg"].get("criterion") or {})
+    options["criterion"] = criterion.get("_name")
+    options["adaptive_softmax_cutoff"] = options["adaptive_softmax_cutoff"] or "10000,50000,200000"
+    options |= {"_name": "lstm", "arch": "lstm"}
+    converted = {
+        **state,
+        "model": weights,
+        "cfg": {**state["cfg"], "model": Namespace(**options)},
+    }
+    if criterion.get("_name") in _STOCK_CRITERIONS:
+        stock_name, stock_class = _STOCK_CRITERIONS[criterion["_name"]]
+        converted["cfg"]["model"].criterion = stock_name
+        kept = {key: value for key, value in criterion.items() if not key.startswith("gate_")}
+        converted["cfg"]["criterion"] = {**kept, "_name": stock_name}
+        converted["optimizer_history"] = [
+            {**entry, "criterion_name": stock_class} for entry in state.get("optimizer_history", [])
+        ]
+    return converted
+
+
+def _model_options(state: State) -> dict[str, Any]:
+    options = state["cfg"]["model"]
+    return dict(vars(options) if isinstance(options, Namespace) else options or {})
+
+
+def _fold_temperature(weight: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Divides the rows of the input and forget gates, the first half, by the temperature."""
+    folded = weight.clone()
+    folded[: weight.size(0) // 2] /= temperature
+    return folded
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fairseq_g2lstm.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint to read")
+    parser.add_argument("converted", type=Path, help="checkpoint to write")
+    parser.add_argument("--to", choices=("g2lstm", "lstm"), required=True, help="model to convert to")
+    parser.add_argument(
+        "--gate-type",
+        default="sigmoid",
+        choices=("sigmoid", "gumbel"),
+        help="gate type of the g2lstm checkpoint when it is trained further (default: sigmoid)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        state = read_checkpoint(options.checkpoint)
+        converted = to_g2lstm(state, options.gate_type) if options.to == "g2lstm" else to_lstm(state)
+        write_checkpoint(converted, options.converted)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {options.converted}: {options.to} with {len(converted['model'])} tensors")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""fairseq's cross-entropy criterions with schedules of the gates' temperature and noise, and gate statistics."""
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fairseq import utils
+from fairseq.criterions import register_criterion
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion, CrossEntropyCriterionConfig
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
+
+from ..gate_stats import GateCounts, observe_gates
+from ..models.g2lstm import G2LSTMModel
+from ..reference import check_probability, check_temperature
+from ..schedules import SCHEDULES, Schedule
+
+_KINDS = ("input", "forget")
+
+
+@dataclass
+class GateScheduleConfig(FairseqDataclass):
+    """Options that both criterions add to fairseq's."""
+
+    gate_temperature_schedule: ChoiceEnum(list(SCHEDULES)) = field(  # type: ignore[valid-type]
+        default="constant", metadata={"help": "how the gates' temperature moves over the updates"}
+    )
+    gate_temperature_start: Optional[float] = field(
+        default=None, metadata={"help": "first temperature, > 0 (default: --gate-temperature)"}
+    )
+    gate_temperature_end: Optional[float] = field(
+        default=None, metadata={"help": "last temperature, > 0"}
+    )
+    gate_temperature_updates: Optional[int] = field(
+        default=None, metadata={"help": "number of updates from the first temperature to the last"}
+    )
+    gate_noise_schedule: ChoiceEnum(list(SCHEDULES)) = field(  # type: ignore[valid-type]
+        default="constant", metadata={"help": "how the noise probability moves over the updates"}
+    )
+    gate_noise_start: Optional[float] = field(
+        default=None, metadata={"help": "first noise probability, 0 to 1 (default: --gate-noise-prob)"}
+    )
+    gate_noise_end: Optional[float] = field(
+        default=None, metadata={"help": "last noise probability, 0 to 1"}
+    )
+    gate_noise_updates: Optional[int] = field(
+        default=None, metadata={"help": "number of updates from the first noise probability to the last"}
+    )
+    gate_stats_interval: int = field(
+        default=10, metadata={"help": "in training, measure the gates every N updates; 0 for never"}
+    )
+
+
+class GateScheduleMixin:
+    """Sets temperature and noise probability before each training forward and measures the gates in it."""
+
+    temperature_schedule: Schedule
+    noise_schedule: Schedule
+    gate_stats_interval: int
+
+    @classmethod
+    def build_criterion(cls, cfg: Any, task: Any) -> Any:
+        """Builds fairseq's criterion and the schedules from the options.
+
+        Raises:
+            ValueError: a schedule's option is outside its range; the message names it and what is accepted.
+        """
+        criterion = super().build_criterion(cfg, task)  # type: ignore[misc]
+        criterion.temperature_schedule = _schedule(cfg, "gate_temperature", check_temperature)
+        criterion.noise_schedule = _schedule(cfg, "gate_noise", check_probability)
+        interval = getattr(cfg, "gate_stats_interval", 10)
+        if interval < 0:
+            raise ValueError(f"--gate-stats-interval must be >= 0 (0 for never), got {interval}")
+        criterion.gate_stats_interval = interval
+        return criterion
+
+    def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Any, Any, dict[str, Any]]:
+        """fairseq's forward of the criterion; see the class.
+
+        Raises:
+            ValueError: the model is not a `g2lstm`.
+        """
+        g2lstm = _unwrap(model)
+        if g2lstm.training:
+            options = g2lstm.option_settings
+            g2lstm.set_gate_values(
+                self.temperature_schedule.value(g2lstm.num_updates, options.temperature),
+                self.noise_schedule.value(g2lstm.num_updates, options.noise_prob),
+            )
+        interval = self.gate_stats_interval
+        if interval == 0 or (g2lstm.training and g2lstm.num_updates % interval != 0):
+            loss, sample_size, log = super().forward(model, sample, reduce)  # type: ignore[misc]
+        else:
+            counts = GateCounts()
+            with observe_gates(g2lstm, lambda _name, _layer, _reverse, z, valid: counts.add(z, valid)):
+                loss, sample_size, log = super().forward(model, sample, reduce)  # type: ignore[misc]
+            log["gate_count"] = counts.total
+            for number, kind in enumerate(_KINDS):
+                log[f"{kind}_gates_low"] = counts.low[number]
+                log[f"{kind}_gates_high"] = counts.high[number]
+        log["gate_forwards"] = 1
+        log["gumbel_temperature"] = g2lstm.gate_settings.temperature
+        log["gumbel_noise_prob"] = g2lstm.gate_settings.noise_prob
+        return loss, sample_size, log
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Logs fairseq's values, the temperature, the noise probability and the gates' shares."""
+        super().reduce_metrics(logging_outputs)  # type: ignore[misc]
+
+        def total(key: str) -> float:
+            return utils.item(sum(log.get(key, 0) for log in logging_outputs))
+
+        forwards, count = total("gate_forwards"), total("gate_count")
+        if forwards > 0:
+            for key in ("gumbel_temperature", "gumbel_noise_prob"):
+                metrics.log_scalar(key, total(key) / forwards, forwards, round=4)
+        if count > 0:
+            for kind in _KINDS:
+                for side in ("low", "high"):
+                    key = f"{kind}_gates_{side}"
+                    metrics.log_scalar(key, total(key) / count, count, round=4)
+
+
+def _unwrap(model: Any) -> G2LSTMModel:
+    inner = model
+    while not isinstance(inner, G2LSTMModel) and hasattr(inner, "module"):
+        inner = inner.module
+    if not isinstance(inner, G2LSTMModel):
+        raise ValueError(
+            f"the g2lstm criterions need a g2lstm model, got {type(inner).__name__}: "
+            "for other models use cross_entropy or label_smoothed_cross_entropy"
+        )
+    return inner
+
+
+def _schedule(cfg: Any, name: str, check: Any) -> Schedule:
+    def option(suffix: str, default: Any = None) -> Any:
+        return getattr(cfg, f"{name}_{suffix}", default)
+
+    flag = "--" + name.replace("_", "-")
+    kind = str(option("schedule", "constant"))
+    return Schedule(flag, kind, option("start"), option("end"), option("updates"), check)
+
+
+@dataclass
+class G2LSTMCrossEntropyConfig(GateScheduleConfig, CrossEntropyCriterionConfig):
+    """Options of `g2lstm_cross_entropy`."""
+
+
+@dataclass
+class G2LSTMLabelSmoothedCrossEntropyConfig(GateScheduleConfig, LabelSmoothedCrossEntropyCriterionConfig):
+    """Options of `g2lstm_label_smoothed_cross_entropy`."""
+
+
+@register_criterion("g2lstm_cross_entropy", dataclass=G2LSTMCrossEntropyConfig)
+class G2LSTMCrossEntropyCriterion(GateScheduleMixin, CrossEntropyCriterion):
+    """fairseq's `cross_entropy` with gate schedules and statistics."""
+
+
+@register_criterion(
+    "g2lstm_label_smoothed_cross_entropy", dataclass=G2LSTMLabelSmoothedCrossEntropyConfig
+)
+class G2LSTMLabelSmoothedCrossEntropyCriterion(GateScheduleMixin, LabelSmoothedCrossEntropyCriterion):
+    """fairseq's `label_smoothed_cross_entropy` with gate schedules and statistics."""

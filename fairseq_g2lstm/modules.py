@@ -1,0 +1,453 @@
+"""G2LSTM and G2LSTMCell: torch.nn.LSTM's and LSTMCell's interface with gates trained towards 0 and 1."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from . import ops
+from .philox import draw_seed
+from .reference import GateSettings, gate_noise, lstm_step
+
+GateObserver = Callable[[int, bool, Tensor, Tensor | None], None]
+"""Called with layer, whether backward, z (T, B, 2H) and valid (T, B) bool or None; see `G2LSTM.gate_observer`."""
+
+
+class _Gated(nn.Module):
+    """What `G2LSTM` and `G2LSTMCell` share."""
+
+    hidden_size: int
+
+    def __init__(self, settings: GateSettings) -> None:
+        super().__init__()
+        self.gate_settings = settings
+
+    @property
+    def gate_type(self) -> str:
+        return self.gate_settings.gate_type
+
+    @property
+    def temperature(self) -> float:
+        return self.gate_settings.temperature
+
+    @property
+    def noise_prob(self) -> float:
+        return self.gate_settings.noise_prob
+
+    @property
+    def noise_sharing(self) -> str:
+        return self.gate_settings.noise_sharing
+
+    @property
+    def eval_mode(self) -> str:
+        return self.gate_settings.eval_mode
+
+    def reset_parameters(self) -> None:
+        """Draws every weight from U(-1/sqrt(H), 1/sqrt(H)), in the order of torch.nn.LSTM and LSTMCell."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for weight in self.parameters():
+            nn.init.uniform_(weight, -bound, bound)
+
+    def _check_dtype(self, x: Tensor, weight: Tensor) -> None:
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"input has dtype {x.dtype} and the weights have {weight.dtype}: convert one to the other's, "
+                "or run under torch.autocast"
+            )
+
+
+def _check_pair(hx: tuple[Tensor, Tensor] | None) -> None:
+    if hx is not None and len(hx) != 2:
+        raise ValueError(f"hx must be a pair of states (h_0, c_0) or None, got {len(hx)}")
+
+
+def _check_size(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value <= 0:
+        raise ValueError(f"{name} must be > 0, got {value}")
+
+
+class G2LSTM(_Gated):
+    """A drop-in for torch.nn.LSTM whose input and forget gates are trained towards 0 and 1.
+
+    Takes torch.nn.LSTM's arguments and inputs, returns its outputs, and has its state dict: weights load into
+    and from torch.nn.LSTM. The method and its source stand in `fairseq_g2lstm.reference`. In training, each forward
+    draws one seed from torch's default CPU generator, whatever the gate type; in evaluation none.
+
+    Args:
+        input_size: I, features of each input, > 0.
+        hidden_size: H, units, > 0.
+        num_layers: stacked layers, > 0.
+        bias: whether the layers have b_ih and b_hh.
+        batch_first: whether plain inputs and outputs are (B, T, ...).
+        dropout: probability of dropping outputs of every layer but the last, in training.
+        bidirectional: whether each layer also runs from the end, which doubles its outputs.
+        proj_size: must be 0; projections are not supported.
+        gate_type: "gumbel", "sharpened" or "sigmoid" (the ordinary LSTM).
+        temperature: tau > 0.
+        noise_prob: p, 0 <= p <= 1.
+        noise_sharing: "step", "mask" or "sequence".
+        eval_mode: "auto", "soft", "tempered" or "hard".
+
+    Raises:
+        ValueError: an argument is outside its range.
+        NotImplementedError: proj_size is not 0.
+
+    Attributes:
+        gate_observer: None, or a function that each forward calls once for each layer and direction with the layer's
+            number, whether it runs backward, the noise-free arguments z (T, B, 2H) of the input and forget gates'
+            sigmoids (input gates first, time-major), and valid (T, B), false in the padding, or None without any.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gate_type: str = "gumbel",
+        temperature: float = 0.9,
+        noise_prob: float = 0.2,
+        noise_sharing: str = "step",
+        eval_mode: str = "auto",
+    ) -> None:
+        super().__init__(GateSettings(gate_type, temperature, noise_prob, noise_sharing, eval_mode))
+        for name, size in (
+            ("input_size", input_size),
+            ("hidden_size", hidden_size),
+            ("num_layers", num_layers),
+        ):
+            _check_size(name, size)
+        if proj_size != 0:
+            raise NotImplementedError(
+                f"proj_size is not supported, got {proj_size}: use 0 and a torch.nn.Linear after the layer"
+            )
+        if not 0.0 <= dropout <= 1.0:
+            raise ValueError(f"dropout must be a probability between 0 and 1, got {dropout}")
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(
+                f"dropout={dropout} has no effect with num_layers=1: it is applied between layers", stacklevel=2
+            )
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = 0
+        self.gate_observer: GateObserver | None = None
+
+        num_directions = 2 if bidirectional else 1
+        for layer in range(num_layers):
+            layer_inputs = input_size if layer == 0 else hidden_size * num_directions
+            for reverse in (False, True)[:num_directions]:
+                shapes: dict[str, tuple[int, ...]] = {
+                    "weight_ih": (4 * hidden_size, layer_inputs),
+                    "weight_hh": (4 * hidden_size, hidden_size),
+                }
+                if bias:
+                    shapes |= {"bias_ih": (4 * hidden_size,), "bias_hh": (4 * hidden_size,)}
+                for name, shape in shapes.items():
+                    weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    self.register_parameter(name + _suffix(layer, reverse), weight)
+        self.reset_parameters()
+
+    def flatten_parameters(self) -> None:
+        """Does nothing; torch.nn.LSTM's callers may call it."""
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """For each layer and direction its weights, as torch.nn.LSTM's attribute of this name."""
+        return [
+            [w for w in self.weights(layer, reverse) if w is not None]
+            for layer in range(self.num_layers)
+            for reverse in (False, True)[: 2 if self.bidirectional else 1]
+        ]
+
+    def weights(self, layer: int, reverse: bool) -> ops.CellWeights:
+        """The weights of one layer and direction as the operators take them; without biases these are None."""
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        w_ih, w_hh, b_ih, b_hh = (getattr(self, name + _suffix(layer, reverse), None) for name in names)
+        return ops.CellWeights(cast(Tensor, w_ih), cast(Tensor, w_hh), b_ih, b_hh)
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        parts += [f"{k}={getattr(self, k)}" for k, default in defaults.items() if getattr(self, k) != default]
+        settings = self.gate_settings
+        parts.append(f"gate_type={settings.gate_type}, temperature={settings.temperature}")
+        parts.append(f"noise_prob={settings.noise_prob}, noise_sharing={settings.noise_sharing}")
+        return ", ".join(parts) + f", eval_mode={settings.eval_mode}"
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Runs the sequences through all layers.
+
+        Args:
+            input: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a PackedSequence.
+            hx: (h_0, c_0), each (num_layers * num_directions, B, H), without B where unbatched; None for zeros.
+
+        Returns:
+            outputs (T, B, num_directions * H), shaped or packed as the input; (h_n, c_n), shaped as hx.
+
+        Raises:
+            ValueError: the input's or a state's shape or dtype does not fit, T = 0 or B = 0.
+        """
+        _check_pair(hx)
+        if isinstance(input, PackedSequence):
+            padded, lengths = pad_packed_sequence(input._replace(sorted_indices=None, unsorted_indices=None))
+            order, restore = input.sorted_indices, input.unsorted_indices
+            if hx is not None:
+                self._check_states(hx, padded.size(1))
+                if order is not None:
+                    hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
+            output, (h_n, c_n) = self.run_padded(padded, lengths, hx, order)
+            packed = pack_padded_sequence(output, lengths, enforce_sorted=True)
+            if restore is not None:
+                h_n, c_n = h_n.index_select(1, restore), c_n.index_select(1, restore)
+            return packed._replace(sorted_indices=order, unsorted_indices=restore), (h_n, c_n)
+
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"input must be (T, B, I), (B, T, I) with batch_first, or (T, I), got {input.dim()} dimensions"
+            )
+        batched = input.dim() == 3
+        time_batch_dim = 0 if self.batch_first else 1
+        x = input if batched else input.unsqueeze(time_batch_dim)
+        if hx is not None and not batched:
+            hx = self._check_unbatched_state("h_0", hx[0]), self._check_unbatched_state("c_0", hx[1])
+        if self.batch_first:
+            x = x.transpose(0, 1)
+        if hx is not None:
+            self._check_states(hx, x.size(1))
+        output, (h_n, c_n) = self.run_padded(x, None, hx)
+        if self.batch_first:
+            output = output.transpose(0, 1)
+        if not batched:
+            return output.squeeze(time_batch_dim), (h_n.squeeze(1), c_n.squeeze(1))
+        return output, (h_n, c_n)
+
+    def run_padded(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        hx: tuple[Tensor, Tensor] | None = None,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """All layers on time-major input padded at the end: what a PackedSequence says without packing.
+
+        Args:
+            x: (T, B, I).
+            lengths: (B,) int64 on the CPU, 1 to T, in any order; None where all are T.
+            hx: (h_0, c_0), each (num_layers * num_directions, B, H); None for zeros.
+            rows: (B,) int64, the batch rows' numbers for the noise; None for 0 to B - 1.
+
+        Returns:
+            outputs (T, B, num_directions * H), zero in the padding; (h_n, c_n), shaped as hx.
+
+        Raises:
+            ValueError: a shape, a length or a dtype does not fit.
+        """
+        self._check_input(x)
+        if lengths is not None:
+            shortest, longest = int(lengths.min()), int(lengths.max())
+            if tuple(lengths.shape) != (x.size(1),) or shortest < 1 or longest > x.size(0):
+                raise ValueError(
+                    f"lengths must be {x.size(1)} numbers between 1 and {x.size(0)} (time steps), got "
+                    f"{lengths.numel()} between {shortest} and {longest}"
+                )
+        num_directions = 2 if self.bidirectional else 1
+        if hx is None:
+            zeros = x.new_zeros(self.num_layers * num_directions, x.size(1), self.hidden_size)
+            hx = (zeros, zeros)
+        mode = self.gate_settings.mode(self.training)
+        seed = draw_seed() if self.training else None
+        valid = None
+        if self.gate_observer is not None and lengths is not None:
+            valid = torch.arange(x.size(0))[:, None] < lengths
+        h_n: list[Tensor] = []
+        c_n: list[Tensor] = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for reverse in (False, True)[:num_directions]:
+                state = len(h_n)
+                output, h, c, gates = ops.lstm_layer(
+                    x,
+                    hx[0][state],
+                    hx[1][state],
+                    *self.weights(layer, reverse),
+                    lengths,
+                    mode=mode,
+                    seed=seed,
+                    rows=rows,
+                    layer=layer,
+                    reverse=reverse,
+                    need_gates=self.gate_observer is not None,
+                )
+                if self.gate_observer is not None and gates is not None:
+                    self.gate_observer(layer, reverse, gates, valid)
+                outputs.append(output)
+                h_n.append(h)
+                c_n.append(c)
+            x = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
+            if layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout, self.training)
+        return x, (torch.stack(h_n), torch.stack(c_n))
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.size(-1) != self.input_size:
+            raise ValueError(f"input must have input_size={self.input_size} features, got {x.size(-1)}")
+        if x.size(0) == 0 or x.size(1) == 0:
+            raise ValueError(
+                "input must have at least one time step and one batch row, "
+                f"got {x.size(0)} time steps and {x.size(1)} batch rows"
+            )
+        self._check_dtype(x, self.weights(0, False).w_hh)
+
+    def _check_states(self, hx: tuple[Tensor, Tensor], n_rows: int) -> None:
+        shape = (self.num_layers * (2 if self.bidirectional else 1), n_rows, self.hidden_size)
+        for name, state in zip(("h_0", "c_0"), hx, strict=True):
+            if tuple(state.shape) != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(state.shape)}")
+            self._check_dtype(state, self.weights(0, False).w_hh)
+
+    def _check_unbatched_state(self, name: str, state: Tensor) -> Tensor:
+        if state.dim() != 2:
+            raise ValueError(f"{name} must have 2 dimensions with an unbatched input, got {state.dim()}")
+        return state.unsqueeze(1)
+
+
+def _suffix(layer: int, reverse: bool) -> str:
+    return f"_l{layer}" + ("_reverse" if reverse else "")
+
+
+class G2LSTMCell(_Gated):
+    """A drop-in for torch.nn.LSTMCell whose input and forget gates are trained towards 0 and 1.
+
+    Args:
+        input_size: I, features of each input, > 0.
+        hidden_size: H, units, > 0.
+        bias: whether the cell has b_ih and b_hh.
+        gate_type: "gumbel", "sharpened" or "sigmoid" (the ordinary LSTM).
+        temperature: tau > 0.
+        noise_prob: p, 0 <= p <= 1.
+        noise_sharing: must be "step": a cell sees one step at a time. To share noise over a sequence, give all its
+            steps one seed and one step number.
+        eval_mode: "auto", "soft", "tempered" or "hard".
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gate_type: str = "gumbel",
+        temperature: float = 0.9,
+        noise_prob: float = 0.2,
+        noise_sharing: str = "step",
+        eval_mode: str = "auto",
+    ) -> None:
+        super().__init__(GateSettings(gate_type, temperature, noise_prob, noise_sharing, eval_mode))
+        if noise_sharing != "step":
+            raise ValueError(f"noise_sharing of a cell must be step, got {noise_sharing!r}: use G2LSTM for the others")
+        _check_size("input_size", input_size)
+        _check_size("hidden_size", hidden_size)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight_ih = weight(4 * hidden_size, input_size)
+        self.weight_hh = weight(4 * hidden_size, hidden_size)
+        self.bias_ih = weight(4 * hidden_size) if bias else None
+        self.bias_hh = weight(4 * hidden_size) if bias else None
+        self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        bias = "" if self.bias else ", bias=False"
+        return (
+            f"{self.input_size}, {self.hidden_size}{bias}, gate_type={self.gate_type}, "
+            f"temperature={self.temperature}, noise_prob={self.noise_prob}, eval_mode={self.eval_mode}"
+        )
+
+    def weights(self) -> ops.CellWeights:
+        """The weights as the operators take them; without biases these are None."""
+        return ops.CellWeights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+
+    def forward(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        seed: Tensor | int | None = None,
+        step: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """One time step.
+
+        Args:
+            input: (B, I), or (I,) unbatched.
+            hx: (h, c), each (B, H), or (H,) unbatched; None for zeros.
+            seed: int64 seed of the noise; None draws one from torch's default CPU generator. Used in training alone.
+            step: the time step's number for the noise.
+
+        Returns:
+            h' and c', each (B, H), or (H,) unbatched.
+
+        Raises:
+            ValueError: the input's or a state's shape or dtype does not fit.
+        """
+        _check_pair(hx)
+        if input.dim() not in (1, 2):
+            raise ValueError(f"input must be (B, I) or (I,), got {input.dim()} dimensions")
+        batched = input.dim() == 2
+        x = input if batched else input.unsqueeze(0)
+        if x.size(1) != self.input_size:
+            raise ValueError(f"input must have input_size={self.input_size} features, got {x.size(1)}")
+        self._check_dtype(x, self.weight_hh)
+        shape = (x.size(0), self.hidden_size) if batched else (self.hidden_size,)
+        if hx is None:
+            zeros = x.new_zeros(shape)
+            hx = (zeros, zeros)
+        for name, state in zip(("h", "c"), hx, strict=True):
+            if tuple(state.shape) != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(state.shape)}")
+            self._check_dtype(state, self.weight_hh)
+        h, c = (state if batched else state.unsqueeze(0) for state in hx)
+
+        mode = self.gate_settings.mode(self.training)
+        if self.training and seed is None:
+            seed = draw_seed()
+        a = F.linear(x, self.weight_ih, self.bias_ih) + F.linear(h, self.weight_hh, self.bias_hh)
+        c_dtype = c.dtype
+        c = c.to(torch.float64 if a.dtype == torch.float64 else torch.float32)
+        noise = None
+        if mode.noise_prob > 0.0 and seed is not None:
+            steps, rows = torch.tensor([step]), torch.arange(x.size(0))
+            noise = gate_noise(
+                seed, steps, rows, self.hidden_size, noise_prob=mode.noise_prob, dtype=c.dtype
+            )[0].to(c.device)
+        h, c, _ = lstm_step(a, c, noise, mode)
+        h, c = h.to(c_dtype), c.to(c_dtype)
+        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))

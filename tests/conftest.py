@@ -1,0 +1,105 @@
+"""Fixtures: real text where it is at hand, a tiny translation corpus, and fairseq's commands."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PLUGIN = ROOT / "fairseq_g2lstm"
+
+torch.set_num_threads(1)
+
+
+def pytest_configure() -> None:
+    # Examples are run and imported from the repository root, as their READMEs print them.
+    sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real text, named by G2LSTM_SHARED_DATA or lying beside the repository."""
+    path = Path(os.environ.get("G2LSTM_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real text at {path}: name its folder in G2LSTM_SHARED_DATA")
+    return path
+
+
+def run_module(module: str, *arguments: object, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
+    """Runs `python -m module arguments` from the repository root with one thread and captures what it prints."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    options.setdefault("timeout", 300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess]:
+    """`run_module`, as a fixture."""
+    return run_module
+
+
+def write_reversal_corpus(folder: Path, sizes: dict[str, int], seed: int = 0) -> None:
+    """Sentence pairs whose target is the source's words, reversed and renamed: a task a tiny model can learn."""
+    generator = random.Random(seed)
+    for split, size in sizes.items():
+        with open(folder / f"{split}.de", "w") as source, open(folder / f"{split}.en", "w") as target:
+            for _ in range(size):
+                words = [generator.randrange(20) for _ in range(generator.randint(1, 9))]
+                source.write(" ".join(f"w{word}" for word in words) + "\n")
+                target.write(" ".join(f"x{word}" for word in reversed(words)) + "\n")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data-bin of a corpus of 400, 40 and 40 short sentences, languages de and en, dictionaries of 24 types."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_reversal_corpus(folder, {"train": 400, "valid": 40, "test": 40})
+    prefixes = [f"--{split}pref={folder / split}" for split in ("train", "valid", "test")]
+    done = run_module(
+        "fairseq_cli.preprocess", "-s", "de", "-t", "en", *prefixes, "--destdir", folder / "data-bin"
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "data-bin"
+
+
+def train_options(data: Path, save_dir: Path, arch: str = "g2lstm", *more: object) -> list[str]:
+    """Options of fairseq-train for a tiny model: 4 sentences a batch or so, 16 units, 10 updates."""
+    criterion = "g2lstm_cross_entropy" if arch.startswith("g2lstm") else "cross_entropy"
+    sizes = ["--encoder-embed-dim", 16, "--encoder-hidden-size", 16, "--decoder-embed-dim", 16]
+    sizes += ["--decoder-hidden-size", 16, "--decoder-out-embed-dim", 16]
+    options = [data, "--user-dir", PLUGIN, "--cpu", "--arch", arch, *sizes]
+    options += ["--criterion", criterion, "--optimizer", "adam", "--lr", "0.01", "--max-tokens", 200]
+    options += ["--max-update", 10, "--seed", 1, "--update-epoch-batch-itr", "True", "--num-workers", 0]
+    options += ["--save-dir", save_dir, "--log-format", "simple", "--log-interval", 5, *more]
+    return [str(option) for option in options]
+
+
+def train_in_process(options: Sequence[str]) -> None:
+    """fairseq-train in this process, which spares the seconds that a new one takes to start."""
+    from fairseq import options as fairseq_options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from fairseq.logging import metrics
+    from fairseq_cli.train import main
+
+    metrics.reset()
+    parser = fairseq_options.get_training_parser()
+    arguments = fairseq_options.parse_args_and_arch(parser, input_args=list(options))
+    main(convert_namespace_to_omegaconf(arguments))
+
+
+@pytest.fixture
+def train(tiny_data: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`train(name, *options, arch="g2lstm")` trains a tiny model and returns the folder of its checkpoints."""
+
+    def run(name: str, *more: object, arch: str = "g2lstm") -> Path:
+        save_dir = tmp_path / name
+        train_in_process(train_options(tiny_data, save_dir, arch, *more))
+        return save_dir
+
+    return run

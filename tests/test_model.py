@@ -1,0 +1,316 @@
+"""The fairseq model against the stock `lstm`, teacher-forced against incremental, and its options."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models.lstm import LSTMModel, base_architecture
+from fairseq.tasks.translation import TranslationTask
+
+import fairseq_g2lstm  # noqa: F401  registers the model
+from fairseq_g2lstm.config import ARCHITECTURES, G2LSTMConfig, resolve
+from fairseq_g2lstm.models.g2lstm import G2LSTMModel
+
+SMALL = {
+    "encoder_embed_dim": 7,
+    "encoder_hidden_size": 9,
+    "decoder_embed_dim": 7,
+    "decoder_hidden_size": 9,
+    "decoder_out_embed_dim": 9,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "dropout": 0.0,
+}
+VARIANTS = {
+    "plain": {},
+    "bidirectional": {"encoder_bidirectional": True},
+    "two layers": {"encoder_layers": 2, "decoder_layers": 2},
+    "two bidirectional layers": {"encoder_layers": 2, "decoder_layers": 2, "encoder_bidirectional": True},
+    "no attention": {"decoder_attention": "0"},
+    "other output size": {"decoder_out_embed_dim": 5},
+    "tied output": {"share_decoder_input_output_embed": True, "decoder_out_embed_dim": 7},
+}
+
+
+def training_config(*arguments: str):
+    from fairseq import options as fairseq_options
+
+    parser = fairseq_options.get_training_parser()
+    return convert_namespace_to_omegaconf(fairseq_options.parse_args_and_arch(parser, input_args=list(arguments)))
+
+
+@pytest.fixture(scope="module")
+def task(tiny_data: Path) -> TranslationTask:
+    task = TranslationTask.setup_task(training_config(str(tiny_data), "--arch", "lstm").task)
+    task.load_dataset("valid")
+    return task
+
+
+@pytest.fixture
+def sample(task: TranslationTask) -> dict:
+    dataset = task.dataset("valid")
+    return dataset.collater([dataset[i] for i in range(8)])
+
+
+def build(task: TranslationTask, **options) -> G2LSTMModel:
+    return G2LSTMModel.build_model(Namespace(_name="g2lstm", **{**SMALL, **options}), task)
+
+
+def build_stock(task: TranslationTask, **options) -> LSTMModel:
+    arguments = Namespace(criterion="cross_entropy", **{**SMALL, **options})
+    base_architecture(arguments)
+    return LSTMModel.build_model(arguments, task)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sigmoid_gates_give_the_stock_models_logits_and_gradients(task, sample, variant):
+    stock = build_stock(task, **VARIANTS[variant]).double()
+    model = build(task, gate_type="sigmoid", **VARIANTS[variant]).double()
+    assert list(dict(model.named_parameters())) == list(dict(stock.named_parameters()))
+    model.load_state_dict(stock.state_dict())
+    logits, attention = model.eval()(**sample["net_input"])
+    expected, expected_attention = stock.eval()(**sample["net_input"])
+    valid = sample["target"].ne(task.target_dictionary.pad())
+    torch.testing.assert_close(logits[valid], expected[valid], rtol=0, atol=1e-10)
+    if expected_attention is not None:
+        torch.testing.assert_close(attention[valid], expected_attention[valid], rtol=0, atol=1e-10)
+    for m in (model, stock):
+        m.train()
+        lprobs = m.get_normalized_probs(m(**sample["net_input"]), log_probs=True)
+        lprobs.gather(2, sample["target"].unsqueeze(2)).squeeze(2)[valid].sum().backward()
+    for (name, weight), other in zip(model.named_parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, other.grad, rtol=0, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("gate_type", ["gumbel", "sharpened", "sigmoid"])
+@pytest.mark.parametrize("variant", ["two bidirectional layers", "no attention"])
+def test_incremental_decoding_equals_teacher_forcing(task, sample, variant, gate_type):
+    model = build(task, gate_type=gate_type, **VARIANTS[variant]).eval()
+    tokens = sample["net_input"]["prev_output_tokens"]
+    teacher_forced, attention = model(**sample["net_input"])
+    encoder_out = model.encoder(sample["net_input"]["src_tokens"], sample["net_input"]["src_lengths"])
+    state: dict = {}
+    for t in range(tokens.size(1)):
+        logits, weights = model.decoder(tokens[:, : t + 1], encoder_out, state)
+        torch.testing.assert_close(logits[:, 0], teacher_forced[:, t], rtol=0, atol=1e-5)
+        if attention is not None:
+            torch.testing.assert_close(weights[:, 0], attention[:, t], rtol=0, atol=1e-5)
+
+
+def test_reordering_the_incremental_state_moves_every_row_with_its_history(task, sample):
+    model = build(task, encoder_layers=2, decoder_layers=2).eval()
+    tokens = sample["net_input"]["prev_output_tokens"]
+    encoder_out = model.encoder(sample["net_input"]["src_tokens"], sample["net_input"]["src_lengths"])
+    order = torch.tensor([3, 3, 0, 7, 1])
+    straight: dict = {}
+    reordered: dict = {}
+    for t in range(3):
+        expected, _ = model.decoder(tokens[:, : t + 1], encoder_out, straight)
+        if t < 2:
+            model.decoder(tokens[:, : t + 1], encoder_out, reordered)
+    model.decoder.reorder_incremental_state(reordered, order)
+    moved = model.encoder.reorder_encoder_out(encoder_out, order)
+    logits, _ = model.decoder(tokens[order, :3], moved, reordered)
+    torch.testing.assert_close(logits, expected[order], rtol=0, atol=1e-6)
+
+
+def test_source_order_and_padding_side_do_not_change_the_logits(task, sample):
+    model = build(task, encoder_bidirectional=True).eval()
+    net_input = sample["net_input"]
+    expected, _ = model(**net_input)
+    order = torch.randperm(len(net_input["src_lengths"]), generator=torch.Generator().manual_seed(1))
+    logits, _ = model(**{name: value[order] for name, value in net_input.items()})
+    torch.testing.assert_close(logits, expected[order], rtol=0, atol=1e-6)
+
+
+def test_noise_acts_in_training_alone_and_follows_the_seed(task, sample):
+    model = build(task, gate_type="gumbel", gate_noise_prob=1.0)
+
+    def logits(seed):
+        torch.manual_seed(seed)
+        return model(**sample["net_input"])[0]
+
+    assert torch.equal(logits(1), logits(1))
+    assert not torch.allclose(logits(1), logits(2))
+    model.eval()
+    assert torch.equal(logits(1), logits(2))
+
+
+def test_the_encoder_and_the_decoder_draw_one_seed_each_for_every_gate_type(task, sample):
+    states = []
+    for gate_type in ("gumbel", "sharpened", "sigmoid"):
+        model = build(task, gate_type=gate_type)
+        torch.manual_seed(3)
+        model(**sample["net_input"])
+        states.append(torch.random.get_rng_state())
+    torch.manual_seed(3)
+    for _ in range(2):
+        torch.empty((), dtype=torch.int64).random_()
+    assert all(torch.equal(state, torch.random.get_rng_state()) for state in states)
+
+
+def test_dropout_scales_what_it_keeps(task, sample):
+    model = build(task, decoder_dropout_out=0.5, encoder_layers=2, decoder_layers=2)
+    mask = model.decoder._dropout_mask(torch.zeros(30, 40, 7), 2)
+    assert mask.shape == (30, 2, 40, 9)
+    assert set(mask.unique().tolist()) == {0.0, 2.0}
+    # 21,600 coins: a share outside 0.5 +- 0.02 has a probability below 1e-8
+    assert abs((mask > 0).double().mean() - 0.5) < 0.02
+    assert model.eval().decoder._dropout_mask(torch.zeros(3, 4, 7), 2) is None
+
+
+@pytest.mark.parametrize("mode", ["soft", "tempered", "hard"])
+def test_evaluation_modes_change_the_logits(task, sample, mode):
+    auto = build(task, gate_type="gumbel")
+    other = build(task, gate_type="gumbel", gate_eval_mode=mode, gate_temperature=0.5)
+    other.load_state_dict({k: v for k, v in auto.state_dict().items() if k != "gates.values"})
+    expected, _ = auto.eval()(**sample["net_input"])
+    logits, _ = other.eval()(**sample["net_input"])
+    assert torch.allclose(logits, expected) == (mode == "soft")
+
+
+STOCK_ARCHITECTURES = {
+    "g2lstm": "lstm",
+    "g2lstm_iwslt": "lstm_wiseman_iwslt_de_en",
+    "g2lstm_wmt": "lstm_luong_wmt_en_de",
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_have_the_stock_sizes(name):
+    from fairseq.models import ARCH_CONFIG_REGISTRY
+
+    for given in ({}, {"dropout": 0.37}, {"encoder_embed_dim": 24}):
+        stock = Namespace(**given)
+        ARCH_CONFIG_REGISTRY[STOCK_ARCHITECTURES[name]](stock)
+        options = vars(resolve(Namespace(_name=name, **given)))
+        differences = {
+            key: (value, options[key])
+            for key, value in vars(stock).items()
+            if key != "adaptive_softmax_cutoff" and options[key] != value
+        }
+        assert not differences
+
+
+def as_namespace(options):
+    return Namespace(**options)
+
+
+def as_dict_config(options):
+    from omegaconf import OmegaConf
+
+    return OmegaConf.create(options)
+
+
+def as_dataclass(options):
+    config = G2LSTMConfig()
+    for key, value in options.items():
+        setattr(config, key, value)
+    return config
+
+
+@pytest.mark.parametrize("kind", [as_namespace, as_dict_config, as_dataclass])
+def test_options_may_come_as_namespace_config_or_dataclass(kind):
+    options = resolve(kind({"_name": "g2lstm_iwslt", "decoder_hidden_size": 12}))
+    assert (options.encoder_embed_dim, options.decoder_hidden_size) == (256, 12)
+    assert (options.gate_type, options.encoder_dropout_out) == ("gumbel", 0.0)
+
+
+def test_the_command_lines_options_reach_the_model(tiny_data, task):
+    arguments = ["--arch", "g2lstm_iwslt", "--gate-type", "sharpened", "--gate-temperature", "0.7"]
+    cfg = training_config(str(tiny_data), *arguments)
+    assert cfg.generation.temperature == 1.0
+    model = task.build_model(cfg.model)
+    assert model.gate_settings.gate_type == "sharpened"
+    assert model.gate_settings.temperature == 0.7
+    assert model.encoder.lstm.hidden_size == 256
+
+
+BAD_OPTIONS = {
+    "zero temperature": ({"gate_temperature": 0.0}, "--gate-temperature must be > 0 and finite, got 0.0"),
+    "noise above 1": ({"gate_noise_prob": 1.5}, "--gate-noise-prob must be a probability between 0 and 1, got 1.5"),
+    "gate type": ({"gate_type": "binary"}, "--gate-type must be one of gumbel, sharpened, sigmoid, got 'binary'"),
+    "sharing": ({"gate_noise_sharing": "epoch"}, "--gate-noise-sharing must be one of step, mask, sequence"),
+    "eval mode": ({"gate_eval_mode": "loud"}, "--gate-eval-mode must be one of auto, soft, tempered, hard"),
+    "layers": ({"encoder_layers": 2}, "--encoder-layers must equal --decoder-layers.*got 2 and 1"),
+    "size": ({"encoder_hidden_size": 0}, "--encoder-hidden-size must be > 0, got 0"),
+    "dropout": ({"dropout": -0.1}, "--dropout must be a probability between 0 and 1, got -0.1"),
+    "tied sizes": ({"share_decoder_input_output_embed": True}, "--decoder-embed-dim equal to.*got 7 and 9"),
+    "attention": ({"decoder_attention": "maybe"}, "--decoder-attention must be 1 or 0, got 'maybe'"),
+    "shared dictionaries": (
+        {"share_all_embeddings": True, "decoder_out_embed_dim": 7},
+        "--share-all-embeddings needs one dictionary.*--joined-dictionary",
+    ),
+    "architecture": ({"_name": "g2lstm_huge"}, "architecture must be one of .*got 'g2lstm_huge'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options_get_a_sentence(task, case):
+    options, sentence = BAD_OPTIONS[case]
+    with pytest.raises(ValueError, match=sentence):
+        G2LSTMModel.build_model(Namespace(**{"_name": "g2lstm", **SMALL, **options}), task)
+
+
+def test_missing_embeddings_get_a_sentence(task, tmp_path):
+    with pytest.raises(FileNotFoundError, match="--encoder-embed-path must be a file of embeddings, got .*nowhere"):
+        build(task, encoder_embed_path=str(tmp_path / "nowhere"))
+
+
+def test_embeddings_of_another_size_get_a_sentence(task, tmp_path):
+    path = tmp_path / "embeddings"
+    path.write_text("1 3\nw1 0.5 0.5 0.5\n")
+    with pytest.raises(ValueError, match="--decoder-embed-path must hold vectors of 7 numbers.*got \\[3\\]"):
+        build(task, decoder_embed_path=str(path))
+
+
+def test_pretrained_embeddings_are_taken_and_frozen(task, tmp_path):
+    path = tmp_path / "embeddings"
+    path.write_text("2 7\nw3 " + " ".join(["0.25"] * 7) + "\nw5 " + " ".join(["-2"] * 7) + "\n")
+    model = build(task, encoder_embed_path=str(path), encoder_freeze_embed=True)
+    embedding = model.encoder.embed_tokens.weight
+    assert not embedding.requires_grad
+    assert model.decoder.embed_tokens.weight.requires_grad
+    assert torch.equal(embedding[task.source_dictionary.index("w3")], torch.full((7,), 0.25))
+    assert torch.equal(embedding[task.source_dictionary.index("w5")], torch.full((7,), -2.0))
+
+
+def test_all_embeddings_may_be_one(task):
+    joint = Namespace(source_dictionary=task.source_dictionary, target_dictionary=task.source_dictionary)
+    model = build(joint, share_all_embeddings=True, decoder_out_embed_dim=7)
+    assert model.encoder.embed_tokens is model.decoder.embed_tokens
+    assert not hasattr(model.decoder, "fc_out")
+
+
+def test_the_gate_values_in_use_survive_half_precision_and_a_state_dict(task):
+    model = build(task)
+    model.set_gate_values(0.7, 0.1)
+    model.half()
+    other = build(task)
+    other.load_state_dict(model.state_dict())
+    assert (other.gate_settings.temperature, other.gate_settings.noise_prob) == (0.7, 0.1)
+    assert other.encoder.lstm.temperature == 0.7
+    assert other.decoder.layers[0].temperature == 0.7
+
+
+def test_a_stock_state_dict_gets_the_options_gate_values(task):
+    model = build(task, gate_temperature=0.6)
+    model.load_state_dict(build_stock(task).state_dict())
+    assert model.gate_settings.temperature == 0.6
+
+
+def test_an_option_changed_after_training_overrules_the_saved_value(task):
+    trained = build(task, gate_temperature=0.9, gate_noise_prob=0.2)
+    trained.set_gate_values(0.5, 0.05)
+    later = build(task, gate_temperature=0.3, gate_noise_prob=0.2)
+    later.load_state_dict(trained.state_dict())
+    assert (later.gate_settings.temperature, later.gate_settings.noise_prob) == (0.3, 0.05)
+
+
+def test_adaptive_softmax_trains(task, sample):
+    model = build(task, adaptive_softmax_cutoff="8,16")
+    lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
+    assert lprobs.shape[-1] == len(task.target_dictionary)
+    torch.testing.assert_close(lprobs.exp().sum(-1), torch.ones(lprobs.shape[:2]))
