@@ -3,7 +3,8 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,18 @@ GateObserver = Callable[[int, bool, Tensor, Tensor | None], None]
 """Called with layer, whether backward, z (T, B, 2H) and valid (T, B) bool or None; see `G2LSTM.gate_observer`."""
 
 
+def _setting(name: str) -> Any:
+    """A property that reads and, checked, changes one of the gates' settings."""
+
+    def read(module: "_Gated") -> Any:
+        return getattr(module.gate_settings, name)
+
+    def change(module: "_Gated", value: Any) -> None:
+        module.gate_settings = replace(module.gate_settings, **{name: value})
+
+    return property(read, change, doc=f"`{name}` of `gate_settings`; setting it checks the value.")
+
+
 class _Gated(nn.Module):
     """What `G2LSTM` and `G2LSTMCell` share."""
 
@@ -27,25 +40,11 @@ class _Gated(nn.Module):
         super().__init__()
         self.gate_settings = settings
 
-    @property
-    def gate_type(self) -> str:
-        return self.gate_settings.gate_type
-
-    @property
-    def temperature(self) -> float:
-        return self.gate_settings.temperature
-
-    @property
-    def noise_prob(self) -> float:
-        return self.gate_settings.noise_prob
-
-    @property
-    def noise_sharing(self) -> str:
-        return self.gate_settings.noise_sharing
-
-    @property
-    def eval_mode(self) -> str:
-        return self.gate_settings.eval_mode
+    gate_type = _setting("gate_type")
+    temperature = _setting("temperature")
+    noise_prob = _setting("noise_prob")
+    noise_sharing = _setting("noise_sharing")
+    eval_mode = _setting("eval_mode")
 
     def reset_parameters(self) -> None:
         """Draws every weight from U(-1/sqrt(H), 1/sqrt(H)), in the order of torch.nn.LSTM and LSTMCell."""
@@ -279,7 +278,7 @@ class G2LSTM(_Gated):
         seed = draw_seed() if self.training else None
         valid = None
         if self.gate_observer is not None and lengths is not None:
-            valid = torch.arange(x.size(0))[:, None] < lengths
+            valid = torch.arange(x.size(0), device="cpu")[:, None] < lengths
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
         for layer in range(self.num_layers):
@@ -444,7 +443,7 @@ class G2LSTMCell(_Gated):
         c = c.to(torch.float64 if a.dtype == torch.float64 else torch.float32)
         noise = None
         if mode.noise_prob > 0.0 and seed is not None:
-            steps, rows = torch.tensor([step]), torch.arange(x.size(0))
+            steps, rows = torch.tensor([step], device="cpu"), torch.arange(x.size(0), device="cpu")
             noise = gate_noise(
                 seed, steps, rows, self.hidden_size, noise_prob=mode.noise_prob, dtype=c.dtype
             )[0].to(c.device)

@@ -155,7 +155,7 @@ def gate_noise(
         (T, B, 2H) float32 or float64 on the CPU, the input gates' noise first.
     """
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    first = torch.zeros(1, dtype=torch.int64)
+    first = torch.zeros(1, dtype=torch.int64, device="cpu")
 
     def words_at(steps: Tensor) -> Tensor:
         return random_words(seed, steps, rows, hidden_size, layer, reverse)
@@ -241,10 +241,10 @@ def lstm_layer(
         a_x = a_x + b_hh
     h = h_0.to(a_x.dtype)
     c = c_0.to(_state_dtype(a_x))
-    noise = _noise(mode, seed, torch.arange(n_steps), rows, n_rows, h_size, layer, reverse, c)
+    noise = _noise(mode, seed, torch.arange(n_steps, device="cpu"), rows, n_rows, h_size, layer, reverse, c)
     valid = None
     if lengths is not None and int(lengths.min()) < n_steps:
-        valid = (torch.arange(n_steps)[:, None] < lengths).unsqueeze(-1).to(x.device)
+        valid = (torch.arange(n_steps, device="cpu")[:, None] < lengths).unsqueeze(-1).to(x.device)
 
     outputs: list[Tensor] = []
     gates: list[Tensor] = []
@@ -348,7 +348,7 @@ def decoder(
     feed = feed_0.to(a_x.dtype)
     if dropout_mask is not None:
         dropout_mask = dropout_mask.to(a_x.dtype)
-    steps = torch.arange(n_steps)
+    steps = torch.arange(n_steps, device="cpu")
     noises = [
         _noise(mode, seed, steps, None, n_rows, h_size, layer, False, cs[0]) for layer in range(n_layers)
     ]
@@ -429,7 +429,7 @@ def _noise(
     noise = gate_noise(
         seed,
         steps,
-        torch.arange(n_rows) if rows is None else rows,
+        torch.arange(n_rows, device="cpu") if rows is None else rows,
         h_size,
         noise_prob=mode.noise_prob,
         noise_sharing=mode.noise_sharing,

@@ -50,6 +50,8 @@ class Schedule:
             raise ValueError(
                 f"{self.name}-updates must be > 0, got {self.updates}: the schedule would end before it starts"
             )
+        if self.kind == "exponential" and 0 in (self.start, self.end):
+            raise self._zero_refused(self.start)
 
     def value(self, num_updates: int, option: float) -> float:
         """The value at an update.
@@ -59,7 +61,7 @@ class Schedule:
             option: the model's option, which stands for a start of None.
 
         Raises:
-            ValueError: an exponential schedule starts or ends at 0.
+            ValueError: an exponential schedule starts at an option of 0.
         """
         start = option if self.start is None else self.start
         if self.kind == "constant" or self.end is None or self.updates is None:
@@ -70,8 +72,11 @@ class Schedule:
         if self.kind == "cosine":
             return self.end + (start - self.end) * (1 + math.cos(math.pi * done)) / 2
         if start <= 0 or self.end <= 0:
-            raise ValueError(
-                f"{self.name}-schedule exponential needs a start and an end > 0, got {start} and {self.end}: "
-                "use linear or cosine"
-            )
+            raise self._zero_refused(start)
         return start * (self.end / start) ** done
+
+    def _zero_refused(self, start: float | None) -> ValueError:
+        return ValueError(
+            f"{self.name}-schedule exponential needs a start and an end > 0, got start {start} and end {self.end}: "
+            "use linear or cosine"
+        )

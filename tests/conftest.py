@@ -30,7 +30,9 @@ def shared_data() -> Path:
     return path
 
 
-def run_module(module: str, *arguments: object, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
+def run_module(
+    module: str, *arguments: object, env: dict[str, str] | None = None, **options
+) -> subprocess.CompletedProcess:
     """Runs `python -m module arguments` from the repository root with one thread and captures what it prints."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}

@@ -1,0 +1,201 @@
+"""The decoder of the fairseq model `g2lstm`."""
+
+from argparse import Namespace
+from typing import cast
+
+import torch.nn.functional as F
+from fairseq import utils
+from fairseq.data import Dictionary
+from fairseq.models import FairseqIncrementalDecoder
+from fairseq.modules import AdaptiveSoftmax, FairseqDropout
+from torch import Tensor, nn
+
+from .. import ops
+from ..modules import G2LSTMCell, GateObserver
+from ..philox import draw_seed
+from ..reference import GateSettings
+from .common import MAX_POSITIONS, EncoderOut, IncrementalState, init_uniform
+
+
+class Attention(nn.Module):
+    """The weights of the attention, under the stock model's names; `ops.decoder` computes with them."""
+
+    def __init__(self, h_size: int, source_size: int) -> None:
+        super().__init__()
+        self.input_proj = nn.Linear(h_size, source_size, bias=False)
+        self.output_proj = nn.Linear(h_size + source_size, h_size, bias=False)
+        init_uniform(self)
+
+
+class G2LSTMDecoder(FairseqIncrementalDecoder):
+    """Stacked G2-LSTM cells with input feeding and attention.
+
+    Args:
+        dictionary: the target dictionary.
+        embed_tokens: the target embeddings.
+        source_size: E, units of the encoder's outputs and states.
+        options: resolved options of the model.
+        settings: the gates' settings.
+
+    Attributes:
+        gate_observer: None, or a function called once for each layer in each forward, as `G2LSTM.gate_observer`.
+    """
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        embed_tokens: nn.Embedding,
+        source_size: int,
+        options: Namespace,
+        settings: GateSettings,
+    ) -> None:
+        super().__init__(dictionary)
+        name = self.__class__.__name__
+        h_size, out_size = options.decoder_hidden_size, options.decoder_out_embed_dim
+        self.dropout_in_module = FairseqDropout(
+            float(options.decoder_dropout_in), module_name=name
+        )
+        self.dropout_out_module = FairseqDropout(
+            float(options.decoder_dropout_out), module_name=name
+        )
+        self.gate_settings = settings
+        self.gate_observer: GateObserver | None = None
+        self.h_size = h_size
+        self.padding_idx = dictionary.pad()
+        self.share_input_output_embed = options.share_decoder_input_output_embed
+        self.need_attn = True
+        self.embed_tokens = embed_tokens
+        self.encoder_hidden_proj = self.encoder_cell_proj = None
+        if source_size != h_size:
+            self.encoder_hidden_proj = init_uniform(nn.Linear(source_size, h_size))
+            self.encoder_cell_proj = init_uniform(nn.Linear(source_size, h_size))
+        self.layers = nn.ModuleList()
+        for layer in range(options.decoder_layers):
+            n_inputs = h_size if layer > 0 else options.decoder_embed_dim + h_size
+            cell = G2LSTMCell(n_inputs, h_size)
+            cell.gate_settings = settings
+            self.layers.append(init_uniform(cell))
+        has_attention = utils.eval_bool(options.decoder_attention)
+        self.attention = Attention(h_size, source_size) if has_attention else None
+        self.additional_fc = None
+        if h_size != out_size:
+            self.additional_fc = init_uniform(nn.Linear(h_size, out_size))
+        self.adaptive_softmax = None
+        if options.adaptive_softmax_cutoff is not None:
+            cutoff = utils.eval_str_list(options.adaptive_softmax_cutoff, type=int)
+            self.adaptive_softmax = AdaptiveSoftmax(
+                len(dictionary), h_size, cutoff, dropout=self.dropout_out_module.p
+            )
+        elif not self.share_input_output_embed:
+            self.fc_out = init_uniform(nn.Linear(out_size, len(dictionary)))
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: EncoderOut | None = None,
+        incremental_state: IncrementalState | None = None,
+        src_lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Decodes a target prefix; see `G2LSTMModel.forward`.
+
+        Returns:
+            logits (B, T, V), and in evaluation the attention (B, T, S), else None.
+        """
+        x, attention = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
+        return self.output_layer(x), attention
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: EncoderOut | None = None,
+        incremental_state: IncrementalState | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, with features (B, T, out_embed_dim) in place of logits."""
+        if encoder_out is None:
+            raise ValueError("the g2lstm decoder needs encoder_out, got None: it has no mode without an encoder")
+        source, _, _, source_padding = encoder_out
+        going_on = incremental_state is not None and len(incremental_state) > 0
+        if going_on:
+            prev_output_tokens = prev_output_tokens[:, -1:]
+            h, c, feed = self._cached(incremental_state)
+        else:
+            h, c, feed = self._first_states(encoder_out)
+        x = self.dropout_in_module(self.embed_tokens(prev_output_tokens)).transpose(0, 1)
+        attention = self.attention
+        need_attention = not self.training and self.need_attn and attention is not None
+        out = ops.decoder(
+            x,
+            h,
+            c,
+            feed,
+            [cell.weights() for cell in self.cells()],
+            source if attention is not None else None,
+            source_padding if attention is not None else None,
+            attention.input_proj.weight if attention is not None else None,
+            attention.output_proj.weight if attention is not None else None,
+            self._dropout_mask(x, len(self.layers)),
+            mode=self.gate_settings.mode(self.training),
+            seed=draw_seed() if self.training else None,
+            need_attention=need_attention,
+            need_gates=self.gate_observer is not None,
+        )
+        if self.gate_observer is not None and out.gates is not None:
+            valid = prev_output_tokens.ne(self.padding_idx).t()
+            for layer, z in enumerate(out.gates):
+                self.gate_observer(layer, False, z, valid)
+        if incremental_state is not None:
+            cached = {"prev_hiddens": out.h, "prev_cells": out.c, "input_feed": out.feed}
+            self.set_incremental_state(incremental_state, "cached_state", cached)
+        features = out.outputs.transpose(0, 1)
+        if self.additional_fc is not None and self.adaptive_softmax is None:
+            features = self.dropout_out_module(self.additional_fc(features))
+        return features, None if out.attention is None else out.attention.transpose(0, 1)
+
+    def cells(self) -> list[G2LSTMCell]:
+        """The stacked cells, the lowest first."""
+        return cast(list[G2LSTMCell], list(self.layers))
+
+    def _first_states(self, encoder_out: EncoderOut) -> tuple[Tensor, Tensor, Tensor]:
+        _, h, c, _ = encoder_out
+        if self.encoder_hidden_proj is not None and self.encoder_cell_proj is not None:
+            h, c = self.encoder_hidden_proj(h), self.encoder_cell_proj(c)
+        return h, c, h.new_zeros(h.size(1), self.h_size)
+
+    def _cached(self, incremental_state: IncrementalState | None) -> tuple[Tensor, Tensor, Tensor]:
+        cached = self.get_incremental_state(incremental_state, "cached_state")
+        return cached["prev_hiddens"], cached["prev_cells"], cached["input_feed"]
+
+    def _dropout_mask(self, x: Tensor, n_layers: int) -> Tensor | None:
+        """(T, L, B, H) dropout factors of all steps at once, or None where nothing is dropped."""
+        dropout = self.dropout_out_module
+        if dropout.p == 0.0 or not (self.training or dropout.apply_during_inference):
+            return None
+        return dropout(x.new_ones(x.size(0), n_layers, x.size(1), self.h_size))
+
+    def output_layer(self, features: Tensor) -> Tensor:
+        """Projects features (B, T, out_embed_dim) to logits (B, T, V); adaptive softmax takes them as they are."""
+        if self.adaptive_softmax is not None:
+            return features
+        if self.share_input_output_embed:
+            return F.linear(features, self.embed_tokens.weight)
+        return self.fc_out(features)
+
+    def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
+        """Selects batch rows of the cached states, as beam search asks."""
+        if not incremental_state:
+            return
+        h, c, feed = self._cached(incremental_state)
+        cached = {
+            "prev_hiddens": h.index_select(1, new_order),
+            "prev_cells": c.index_select(1, new_order),
+            "input_feed": feed.index_select(0, new_order),
+        }
+        self.set_incremental_state(incremental_state, "cached_state", cached)
+
+    def max_positions(self) -> int:
+        """The longest target sentence that the model takes."""
+        return MAX_POSITIONS
+
+    def make_generation_fast_(self, need_attn: bool = False, **kwargs) -> None:
+        """Leaves out the attention at generation unless it is asked for."""
+        self.need_attn = need_attn
