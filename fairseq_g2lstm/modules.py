@@ -26,7 +26,9 @@ def _setting(name: str) -> Any:
         return getattr(module.gate_settings, name)
 
     def change(module: "_Gated", value: Any) -> None:
-        module.gate_settings = replace(module.gate_settings, **{name: value})
+        settings = replace(module.gate_settings, **{name: value})
+        module._check_settings(settings)
+        module.gate_settings = settings
 
     return property(read, change, doc=f"`{name}` of `gate_settings`; setting it checks the value.")
 
@@ -38,6 +40,7 @@ class _Gated(nn.Module):
 
     def __init__(self, settings: GateSettings) -> None:
         super().__init__()
+        self._check_settings(settings)
         self.gate_settings = settings
 
     gate_type = _setting("gate_type")
@@ -52,7 +55,11 @@ class _Gated(nn.Module):
         for weight in self.parameters():
             nn.init.uniform_(weight, -bound, bound)
 
-    def _check_dtype(self, x: Tensor, weight: Tensor) -> None:
+    def _check_settings(self, settings: GateSettings) -> None:
+        """Raises ValueError where a module cannot do what is asked; `G2LSTM` can do all."""
+
+    def _check_dtype(self, x: Tensor) -> None:
+        weight = next(self.parameters())  # not by its name, which may compute it anew
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
                 f"input has dtype {x.dtype} and the weights have {weight.dtype}: convert one to the other's, "
@@ -316,14 +323,14 @@ class G2LSTM(_Gated):
                 "input must have at least one time step and one batch row, "
                 f"got {x.size(0)} time steps and {x.size(1)} batch rows"
             )
-        self._check_dtype(x, self.weights(0, False).w_hh)
+        self._check_dtype(x)
 
     def _check_states(self, hx: tuple[Tensor, Tensor], n_rows: int) -> None:
         shape = (self.num_layers * (2 if self.bidirectional else 1), n_rows, self.hidden_size)
         for name, state in zip(("h_0", "c_0"), hx, strict=True):
             if tuple(state.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(state.shape)}")
-            self._check_dtype(state, self.weights(0, False).w_hh)
+            self._check_dtype(state)
 
     def _check_unbatched_state(self, name: str, state: Tensor) -> Tensor:
         if state.dim() != 2:
@@ -368,8 +375,6 @@ class G2LSTMCell(_Gated):
         eval_mode: str = "auto",
     ) -> None:
         super().__init__(GateSettings(gate_type, temperature, noise_prob, noise_sharing, eval_mode))
-        if noise_sharing != "step":
-            raise ValueError(f"noise_sharing of a cell must be step, got {noise_sharing!r}: use G2LSTM for the others")
         _check_size("input_size", input_size)
         _check_size("hidden_size", hidden_size)
         self.input_size = input_size
@@ -384,6 +389,12 @@ class G2LSTMCell(_Gated):
         self.bias_ih = weight(4 * hidden_size) if bias else None
         self.bias_hh = weight(4 * hidden_size) if bias else None
         self.reset_parameters()
+
+    def _check_settings(self, settings: GateSettings) -> None:
+        if settings.noise_sharing != "step":
+            raise ValueError(
+                f"noise_sharing of a cell must be step, got {settings.noise_sharing!r}: use G2LSTM for the others"
+            )
 
     def extra_repr(self) -> str:
         bias = "" if self.bias else ", bias=False"
@@ -424,7 +435,7 @@ class G2LSTMCell(_Gated):
         x = input if batched else input.unsqueeze(0)
         if x.size(1) != self.input_size:
             raise ValueError(f"input must have input_size={self.input_size} features, got {x.size(1)}")
-        self._check_dtype(x, self.weight_hh)
+        self._check_dtype(x)
         shape = (x.size(0), self.hidden_size) if batched else (self.hidden_size,)
         if hx is None:
             zeros = x.new_zeros(shape)
@@ -432,7 +443,7 @@ class G2LSTMCell(_Gated):
         for name, state in zip(("h", "c"), hx, strict=True):
             if tuple(state.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(state.shape)}")
-            self._check_dtype(state, self.weight_hh)
+            self._check_dtype(state)
         h, c = (state if batched else state.unsqueeze(0) for state in hx)
 
         mode = self.gate_settings.mode(self.training)

@@ -16,6 +16,7 @@ and the cell state stays in float32 from step to step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -100,15 +101,15 @@ class GateSettings:
 
 
 def check_temperature(name: str, value: float) -> None:
-    """Raises ValueError unless 0 < value < infinity."""
-    if not 0.0 < value < float("inf"):
-        raise ValueError(f"{name} must be > 0 and finite, got {value}")
+    """Raises ValueError unless value is a number and 0 < value < infinity."""
+    if not isinstance(value, Real) or not 0.0 < value < float("inf"):
+        raise ValueError(f"{name} must be > 0 and finite, got {value!r}")
 
 
 def check_probability(name: str, value: float) -> None:
-    """Raises ValueError unless 0 <= value <= 1."""
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must be a probability between 0 and 1, got {value}")
+    """Raises ValueError unless value is a number and 0 <= value <= 1."""
+    if not isinstance(value, Real) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must be a probability between 0 and 1, got {value!r}")
 
 
 def uniform(words: Tensor, dtype: torch.dtype) -> Tensor:

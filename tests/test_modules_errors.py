@@ -82,6 +82,13 @@ def test_cell_shares_nothing_over_steps(sharing):
         G2LSTMCell(3, 4, noise_sharing=sharing)
 
 
+@pytest.mark.parametrize("sharing", ["mask", "sequence"])
+def test_cell_shares_nothing_over_steps_later_either(sharing):
+    cell = G2LSTMCell(3, 4)
+    with pytest.raises(ValueError, match=f"noise_sharing of a cell must be step, got '{sharing}'"):
+        cell.noise_sharing = sharing
+
+
 def test_dropout_of_a_single_layer_warns_that_it_does_nothing():
     with pytest.warns(UserWarning, match=r"dropout=0.5 has no effect with num_layers=1"):
         G2LSTM(3, 4, dropout=0.5)
