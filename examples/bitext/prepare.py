@@ -1,0 +1,132 @@
+"""Prepare any two line-aligned texts for translation with fairseq.
+
+    python -m examples.bitext.prepare --source-lang de --target-lang en \\
+        --train corpus/train --valid corpus/valid --test corpus/test --out data/mine
+
+reads `corpus/train.de` and `corpus/train.en` (or the same with `.gz` or `.xz`) and so on, and
+writes `data/mine/text` (tokenised and cleaned), `codes`, `bpe` and, for fairseq, `data-bin`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+
+from examples.common.errors import UserError, run_main
+from examples.common.files import find_text, read_pairs
+from examples.common.preprocess import SPLITS, segment_and_binarise, sides
+from examples.common.stages import Stages
+from examples.common.text import TOKENIZERS, Cleaning, LineFormat, prepare_text
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options."""
+    summary, usage = (__doc__ or "").split("\n", 1)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.bitext.prepare",
+        description=summary,
+        epilog=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--source-lang", required=True, metavar="LANG")
+    parser.add_argument("--target-lang", required=True, metavar="LANG")
+    for split in SPLITS:
+        parser.add_argument(
+            f"--{split}",
+            required=True,
+            metavar="PREFIX",
+            help="of PREFIX.LANG, PREFIX.LANG.gz or PREFIX.LANG.xz",
+        )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument(
+        "--tokenizer",
+        choices=TOKENIZERS,
+        default="moses",
+        help="none for text that is tokenised already (default: moses)",
+    )
+    parser.add_argument("--lowercase", action="store_true", help="lower-case both sides")
+    parser.add_argument(
+        "--merges",
+        type=int,
+        default=10000,
+        metavar="N",
+        help="merges of the joint byte-pair encoding (default: 10000)",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        default=175,
+        metavar="N",
+        help="drop longer training pairs, in tokens; 0 keeps all (default: 175)",
+    )
+    parser.add_argument(
+        "--max-ratio",
+        type=float,
+        default=9.0,
+        metavar="R",
+        help="drop training pairs of lengths further apart; 0 keeps all (default: 9)",
+    )
+    parser.add_argument(
+        "--joined-dictionary",
+        action="store_true",
+        help="one dictionary for both languages, as --share-all-embeddings needs",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes (default: 1)"
+    )
+    return parser.parse_args(arguments)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Run or skip each stage.
+
+    Raises:
+        UserError: a bad option, a missing, damaged or misaligned file.
+    """
+    languages = (options.source_lang, options.target_lang)
+    if languages[0] == languages[1]:
+        raise UserError(f"source and target language must differ, got {languages[0]!r} twice")
+    if options.merges < 1:
+        raise UserError(f"--merges must be >= 1, got {options.merges}")
+    if options.workers < 1:
+        raise UserError(f"--workers must be >= 1, got {options.workers}")
+    line_format = LineFormat(options.tokenizer, options.lowercase)
+    cleaning = Cleaning(options.max_length, options.max_ratio)
+    raw = {
+        split: tuple(find_text(getattr(options, split), lang) for lang in languages)
+        for split in SPLITS
+    }
+    stages = Stages(options.out)
+    for split in SPLITS:
+        outputs = sides(options.out / "text", split, languages)
+        clean = cleaning if split == "train" else None
+
+        def work(inputs=raw[split], outputs=outputs, clean=clean) -> str:
+            return prepare_text(
+                read_pairs(*inputs), outputs, languages, line_format, clean, options.workers
+            )
+
+        stages.run(
+            f"text-{split}",
+            work,
+            inputs=raw[split],
+            outputs=outputs,
+            options={
+                "line_format": repr(line_format),
+                "cleaning": repr(clean),
+                "languages": languages,
+                "sacremoses": version("sacremoses"),
+            },
+        )
+    segment_and_binarise(
+        stages,
+        languages,
+        merges=options.merges,
+        joined_dictionary=options.joined_dictionary,
+        workers=options.workers,
+    )
+
+
+if __name__ == "__main__":
+    run_main(lambda: prepare(parse_arguments()))

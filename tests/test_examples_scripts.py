@@ -1,0 +1,150 @@
+"""The examples' shell scripts: the command lines they end in, and what they tell."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from example_texts import write
+
+ROOT = Path(__file__).resolve().parent.parent
+
+STUB = """#!/bin/sh
+case "$1" in
+    -c) echo "$STUB_GPUS" ;;
+    *) printf '%s\\n' "$@" ;;
+esac
+"""
+
+
+def stub(folder: Path) -> Path:
+    """A stand-in for the interpreter that prints its command line."""
+    python = write(folder / "python", STUB)
+    python.chmod(0o755)
+    return python
+
+
+def launched(tmp_path: Path, script: str, *given: str, **environment: str) -> list[str]:
+    """The command line that a training script ends in, with a stand-in for the interpreter."""
+    write(tmp_path / "data" / "dict.en.txt", "")
+    done = subprocess.run(
+        ["bash", script, str(tmp_path / "data"), str(tmp_path / "save"), *given],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHON": str(stub(tmp_path)),
+            "STUB_GPUS": "0",
+            **environment,
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "save" / "train.log").read_text() == done.stdout
+    return done.stdout.splitlines()
+
+
+def last(options: list[str], name: str) -> str:
+    """The value that argparse takes where an option is given more than once."""
+    return options[len(options) - options[::-1].index(name)]
+
+
+@pytest.mark.parametrize(
+    ("arch", "criterion"),
+    [
+        ("lstm_wiseman_iwslt_de_en", "label_smoothed_cross_entropy"),
+        ("g2lstm_iwslt", "g2lstm_label_smoothed_cross_entropy"),
+    ],
+)
+def test_both_arms_train_by_one_recipe_and_the_users_options_win(tmp_path, arch, criterion):
+    options = launched(tmp_path, "examples/bitext/train.sh", arch, "--lr", "5", "--seed", "2")
+    assert options[:2] == ["-m", "fairseq_cli.train"]
+    assert last(options, "--arch") == arch
+    assert last(options, "--criterion") == criterion
+    assert (last(options, "--lr"), last(options, "--seed")) == ("5", "2")
+    assert last(options, "--update-epoch-batch-itr") == "True"
+    assert "--cpu" in options
+
+
+def test_the_iwslt14_recipe_differs_only_where_it_says(tmp_path):
+    options = launched(tmp_path, "examples/iwslt14/train.sh", "--max-epoch", "1", STUB_GPUS="1")
+    assert last(options, "--arch") == "g2lstm_iwslt"
+    assert (last(options, "--lr"), last(options, "--max-epoch")) == ("1e-3", "1")
+    assert "--cpu" not in options
+    assert "torch.distributed.run" not in options
+
+
+def test_wmt14_trains_on_all_gpus_of_one_machine(tmp_path):
+    options = launched(
+        tmp_path, "examples/wmt14_en_de/train.sh", "lstm_luong_wmt_en_de", STUB_GPUS="8"
+    )
+    assert options[:2] == ["-m", "torch.distributed.run"]
+    assert last(options, "--nproc-per-node") == "8"
+    assert last(options, "--distributed-world-size") == "8"
+    assert last(options, "--arch") == "lstm_luong_wmt_en_de"
+
+
+def test_wmt14_trains_on_several_machines_of_one_gpu(tmp_path):
+    options = launched(
+        tmp_path,
+        "examples/wmt14_en_de/train.sh",
+        STUB_GPUS="1",
+        NODES="3",
+        NODE_RANK="2",
+        MASTER_ADDR="10.0.0.1",
+    )
+    assert [last(options, name) for name in ("--nnodes", "--node-rank", "--master-addr")] == [
+        "3",
+        "2",
+        "10.0.0.1",
+    ]
+    assert last(options, "--distributed-world-size") == "3"
+
+
+def test_wmt14_on_one_gpu_needs_no_torchrun(tmp_path):
+    options = launched(tmp_path, "examples/wmt14_en_de/train.sh", STUB_GPUS="1")
+    assert "torch.distributed.run" not in options
+    assert "--distributed-world-size" not in options
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"GPUS": "2"}, "error: GPUS=2, but torch sees 1\n"),
+        ({"NODES": "2"}, "error: with NODES=2 set MASTER_ADDR, the first machine's address, and"),
+    ],
+)
+def test_wmt14_tells_what_several_gpus_or_machines_lack(tmp_path, environment, message):
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        launched(tmp_path, "examples/wmt14_en_de/train.sh", STUB_GPUS="1", **environment)
+
+
+@pytest.mark.parametrize("folder", ["bitext", "iwslt14", "wmt14_en_de"])
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("train", "holds no dict.LANG.txt"),
+        ("generate", "no .*/checkpoint_best.pt; train first"),
+    ],
+)
+def test_scripts_tell_what_is_missing(tmp_path, folder, script, message):
+    command = ["bash", f"examples/{folder}/{script}.sh", str(tmp_path), str(tmp_path), "g2lstm"]
+    environment = {**os.environ, "PYTHON": str(stub(tmp_path)), "STUB_GPUS": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert re.search(message, done.stderr), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["python"]
+    usage = subprocess.run(command[:2], capture_output=True, text=True, cwd=ROOT)
+    assert (usage.returncode, usage.stderr[:6]) == (2, "usage:")
+
+
+def test_an_interpreter_without_fairseq_is_told(tmp_path):
+    (tmp_path / "dict.de.txt").touch()
+    command = ["bash", "examples/bitext/train.sh", str(tmp_path), str(tmp_path / "save"), "lstm"]
+    environment = {**os.environ, "PYTHON": "no-such-python"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no-such-python cannot import torch and fairseq; activate")
+    assert not (tmp_path / "save").exists()
