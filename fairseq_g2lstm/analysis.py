@@ -1,7 +1,6 @@
 """What the gates of a trained model do on a data set."""
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +63,20 @@ def gate_histograms(
         bins: number of bins between 0 and 1.
 
     Raises:
-        FileNotFoundError: the checkpoint or the data are missing.
-        ValueError: the checkpoint is of another model, or cannot be read; bins or max_sentences < 1.
+        FileNotFoundError: the checkpoint, the data folder or the split is missing.
+        ValueError: the checkpoint is of another model, cannot be read or does not fit the dictionaries; the split is
+            empty or truncated; bins or max_sentences < 1.
     """
     for name, number in (("bins", bins), ("max_sentences", max_sentences)):
         if number < 1:
             raise ValueError(f"{name} must be >= 1, got {number}")
     model, task = load_model(checkpoint, data)
-    task.load_dataset(split)
+    _load_split(task, data, split)
     batches = task.get_batch_iterator(
         task.dataset(split), max_sentences=min(50, max_sentences), ignore_invalid_inputs=True
     ).next_epoch_itr(shuffle=False)
     counts, histogram = GateCounts(), np.zeros((2, bins), dtype=np.int64)
-    edges = torch.linspace(0, 1, bins + 1)
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
 
     def observe(_name: str, _layer: int, _reverse: bool, z: Tensor, valid: Tensor | None) -> None:
         counts.add(z, valid)
@@ -85,8 +85,11 @@ def gate_histograms(
             histogram[kind] += torch.histc(gates.float(), bins, 0, 1).long().numpy()
 
     with torch.no_grad(), observe_gates(model, observe):
-        for batch in islice(batches, -(-max_sentences // min(50, max_sentences))):
-            model(**batch["net_input"])
+        left = max_sentences
+        while left > 0 and (batch := next(batches, None)) is not None:
+            net_input = {name: rows[:left] for name, rows in batch["net_input"].items()}
+            left -= len(net_input["src_tokens"])
+            model(**net_input)
     if counts.total == 0:
         raise ValueError(f"split {split!r} of {data} holds no sentence")
     return GateHistograms(
@@ -107,7 +110,7 @@ def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any
 
     Raises:
         FileNotFoundError: the checkpoint or the data folder is missing.
-        ValueError: the checkpoint is of another model, or cannot be read.
+        ValueError: the checkpoint is of another model, cannot be read or does not fit the dictionaries.
     """
     if not Path(data).is_dir():
         raise FileNotFoundError(f"no data folder {data}: give the data-bin folder of fairseq-preprocess")
@@ -117,18 +120,27 @@ def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any
     if ARCH_MODEL_NAME_REGISTRY.get(str(name)) != "g2lstm":
         state = to_g2lstm(state)
     state["cfg"]["task"]["data"] = str(data)
-    task_and_state = _open_config(state)
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(checkpoint)], state=task_and_state
-    )
-    model = models[0].eval()
-    return model, task
+    try:
+        models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], state=_open_config(state))
+    except Exception as error:  # fairseq raises bare exceptions here
+        raise ValueError(f"{checkpoint} does not load with the dictionaries of {data}: {error}") from error
+    return models[0].eval(), task
+
+
+def _load_split(task: Any, data: str | Path, split: str) -> None:
+    try:
+        task.load_dataset(split)
+        dataset = task.dataset(split)
+        if dataset.tgt is None:
+            raise FileNotFoundError(f"{split}: no target language")
+        dataset[len(dataset) - 1]  # a truncated file ends before its last sentence
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no split {split!r} in {data}: give one that fairseq-preprocess has made") from error
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"split {split!r} of {data} holds no sentence or is truncated: {error}") from error
 
 
 def _open_config(state: dict[str, Any]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     return {**state, "cfg": OmegaConf.create(state["cfg"], flags={"allow_objects": True})}
-
-
-

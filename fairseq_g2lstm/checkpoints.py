@@ -6,6 +6,7 @@ torch's weights-only unpickler refuses every type that is not named to it, befor
 import argparse
 import os
 import pickle
+import re
 import tempfile
 import zipfile
 from pathlib import Path
@@ -39,6 +40,7 @@ def read_checkpoint(path: str | Path) -> State:
 
     Raises:
         FileNotFoundError: there is no such file.
+        PermissionError: the file may not be read.
         ValueError: the file is truncated, is no fairseq checkpoint, or holds types that are not allowed.
     """
     path = Path(path)
@@ -47,15 +49,16 @@ def read_checkpoint(path: str | Path) -> State:
     try:
         state = load_checkpoint_to_cpu(str(path))
     except pickle.UnpicklingError as error:
-        refused = "Unsupported global" in str(error)
-        reason = (
-            "holds Python objects that no fairseq checkpoint needs, and was not loaded"
-            if refused
-            else "is truncated or no torch file"
-        )
-        detail = str(error).split("GLOBAL ")[-1].split(" was not")[0] if refused else ""
-        raise ValueError(f"{path} {reason}" + (f": {detail}" if detail else "")) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, AttributeError, TypeError) as error:
+        # torch says "GLOBAL name" of what is not allowed, in different words for what is blocked outright
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            raise ValueError(f"{path} is truncated or no torch file") from error
+        raise ValueError(
+            f"{path} holds Python objects that no fairseq checkpoint needs, and was not loaded: {refused[1]}"
+        ) from error
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is truncated or no fairseq checkpoint: {error}") from error
     if not isinstance(state.get("model"), dict) or state.get("cfg") is None:
         raise ValueError(f"{path} is no fairseq checkpoint: it has no model, or no options")

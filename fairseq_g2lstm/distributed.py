@@ -22,6 +22,7 @@ def check_ranks_are_joined() -> None:
     raise RuntimeError(
         f"torchrun started {n_processes} processes, but fairseq has not joined them, so each would train a model of "
         "its own. Give every process these options: --distributed-world-size $WORLD_SIZE --distributed-rank $RANK "
-        "--distributed-init-method tcp://$MASTER_ADDR:PORT --distributed-no-spawn, with a free PORT; without GPUs "
-        "also --cpu --distributed-backend gloo --ddp-backend legacy_ddp"
+        "--distributed-init-method tcp://$MASTER_ADDR:$MASTER_PORT --distributed-no-spawn; without GPUs also "
+        "--cpu --distributed-backend gloo --ddp-backend legacy_ddp. A shell in each process fills in the variables: "
+        "torchrun … --no-python bash -c 'fairseq-train … --distributed-rank $RANK …'"
     )

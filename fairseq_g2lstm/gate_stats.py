@@ -67,7 +67,7 @@ def observe_gates(model: nn.Module, observe: Observe) -> Iterator[None]:
         raise ValueError(f"the gates of {type(model).__name__} cannot be observed: it holds no G2LSTM")
     before = {name: module.gate_observer for name, module in found.items()}
     for name, module in found.items():
-        module.gate_observer = _named(name, observe)
+        module.gate_observer = _named(name, observe, before[name])
     try:
         yield
     finally:
@@ -75,9 +75,13 @@ def observe_gates(model: nn.Module, observe: Observe) -> Iterator[None]:
             module.gate_observer = before[name]
 
 
-def _named(name: str, observe: Observe) -> Callable[[int, bool, Tensor, Tensor | None], None]:
+def _named(
+    name: str, observe: Observe, outer: Callable[[int, bool, Tensor, Tensor | None], None] | None
+) -> Callable[[int, bool, Tensor, Tensor | None], None]:
     def observer(layer: int, reverse: bool, z: Tensor, valid: Tensor | None) -> None:
         with torch.no_grad():
             observe(name, layer, reverse, z, valid)
+        if outer is not None:
+            outer(layer, reverse, z, valid)
 
     return observer

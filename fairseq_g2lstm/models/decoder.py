@@ -14,7 +14,7 @@ from .. import ops
 from ..modules import G2LSTMCell, GateObserver
 from ..philox import draw_seed
 from ..reference import GateSettings
-from .common import MAX_POSITIONS, EncoderOut, IncrementalState, init_uniform
+from .common import MAX_POSITIONS, EncoderOut, IncrementalState, embed, init_uniform
 
 
 class Attention(nn.Module):
@@ -120,7 +120,7 @@ class G2LSTMDecoder(FairseqIncrementalDecoder):
             h, c, feed = self._cached(incremental_state)
         else:
             h, c, feed = self._first_states(encoder_out)
-        x = self.dropout_in_module(self.embed_tokens(prev_output_tokens)).transpose(0, 1)
+        x = self.dropout_in_module(embed(self.embed_tokens, prev_output_tokens)).transpose(0, 1)
         attention = self.attention
         need_attention = not self.training and self.need_attn and attention is not None
         out = ops.decoder(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..modules import G2LSTM
 from ..reference import GateSettings
-from .common import MAX_POSITIONS, EncoderOut, init_uniform
+from .common import MAX_POSITIONS, EncoderOut, embed, init_uniform
 
 
 class G2LSTMEncoder(FairseqEncoder):
@@ -66,7 +66,7 @@ class G2LSTMEncoder(FairseqEncoder):
         src_tokens = utils.convert_padding_direction(
             src_tokens, self.padding_idx, left_to_right=True
         )
-        x = self.dropout_in_module(self.embed_tokens(src_tokens)).transpose(0, 1)
+        x = self.dropout_in_module(embed(self.embed_tokens, src_tokens)).transpose(0, 1)
         x, (h_n, c_n) = self.lstm.run_padded(x, src_lengths.cpu())
         x = self.dropout_out_module(x)
         return x, self._join_directions(h_n), self._join_directions(c_n), src_tokens.eq(self.padding_idx).t()
