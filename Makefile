@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 
-installed := $(VENV)/.installed
+installed := $(VENV)/.installed-$(subst =,,$(TORCH))
 python := $(VENV)/bin/python
 
 .PHONY: quickstart quickstart-smoke test lint environment clean
@@ -21,6 +21,7 @@ quickstart-smoke: $(installed)
 	$(python) -m examples.quickstart.run --smoke
 
 test: $(installed)
+	@$(python) -c "import sys, torch; print('Python', sys.version.split()[0], 'torch', torch.__version__)"
 	$(python) -m pytest
 
 lint: $(installed)
@@ -34,7 +35,8 @@ $(installed): setup.py pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(python) -m pip install --quiet "setuptools>=77" wheel
 	$(python) -m pip install --quiet "$(TORCH)"
-	$(python) -m pip install --quiet --no-build-isolation --editable ".[tensorboard,plot,examples,dev]"
+	$(python) -m pip install --quiet --no-build-isolation "$(TORCH)" --editable ".[tensorboard,plot,examples,dev]"
+	rm -f $(VENV)/.installed-*
 	touch $@
 
 clean:

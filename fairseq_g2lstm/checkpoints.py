@@ -27,9 +27,10 @@ def allow_fairseq_checkpoints() -> None:
     None of them runs code of a checkpoint's choosing when it is loaded.
     """
     reconstruct: Any = np.array(0).__reduce__()[0]
-    torch.serialization.add_safe_globals(
-        [argparse.Namespace, np.ndarray, np.dtype, np.dtypes.Int64DType, reconstruct]
-    )
+    allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, np.dtypes.Int64DType]
+    # numpy 2 moved the function; a checkpoint may have been written under the other
+    allowed += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    torch.serialization.add_safe_globals(allowed)
 
 
 def read_checkpoint(path: str | Path) -> State:

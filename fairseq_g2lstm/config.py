@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Optional, TypeAlias
 
-from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import DictConfig
 
@@ -220,6 +219,35 @@ def gate_settings(options: Namespace) -> GateSettings:
     )
 
 
+def has_attention(options: Namespace) -> bool:
+    """Whether the decoder attends over the source.
+
+    The value may come from a checkpoint, so unlike in fairseq it is compared, never evaluated.
+
+    Raises:
+        ValueError: the option is neither 1, 0, True nor False.
+    """
+    given = str(options.decoder_attention)
+    if given not in ("1", "0", "True", "False"):
+        raise ValueError(f"--decoder-attention must be 1 or 0, got {options.decoder_attention!r}")
+    return given in ("1", "True")
+
+
+def adaptive_softmax_cutoffs(options: Namespace) -> list[int] | None:
+    """The cutoffs of the adaptive softmax, or None without one.
+
+    Raises:
+        ValueError: the option is no comma separated list of integers > 0.
+    """
+    given = options.adaptive_softmax_cutoff
+    if given is None:
+        return None
+    parts = str(given).strip("[]() ").split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"--adaptive-softmax-cutoff must be comma separated integers > 0, got {given!r}")
+    return [int(part) for part in parts]
+
+
 def _check(options: Namespace) -> None:
     check_temperature("--gate-temperature", options.gate_temperature)
     check_probability("--gate-noise-prob", options.gate_noise_prob)
@@ -259,12 +287,8 @@ def _check(options: Namespace) -> None:
             "--share-decoder-input-output-embed and --share-all-embeddings need --decoder-embed-dim equal to "
             f"--decoder-out-embed-dim, got {options.decoder_embed_dim} and {options.decoder_out_embed_dim}"
         )
-    try:
-        utils.eval_bool(options.decoder_attention)
-    except (ValueError, SyntaxError, NameError) as error:
-        raise ValueError(
-            f"--decoder-attention must be 1 or 0, got {options.decoder_attention!r}"
-        ) from error
+    has_attention(options)
+    adaptive_softmax_cutoffs(options)
 
 
 def _flag(name: str) -> str:

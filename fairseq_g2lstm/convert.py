@@ -84,8 +84,11 @@ def to_lstm(state: State) -> State:
         raise ValueError(f"--to lstm takes a checkpoint of g2lstm, got one of {name}")
     resolved = resolve(Namespace(**_model_options(state)))
     weights = dict(state["model"])
-    temperature, noise_prob = weights.pop(GATE_VALUES).tolist()[:2]
-    mode = gate_settings(resolved).with_values(temperature, noise_prob).mode(training=False)
+    settings = gate_settings(resolved)
+    values = weights.pop(GATE_VALUES, None)
+    if values is not None:
+        settings = settings.with_values(*values.tolist()[:2])
+    mode = settings.mode(training=False)
     if mode.hard:
         raise ValueError(
             "the stock lstm has no hard gates: this checkpoint's gate_eval_mode is hard; "

@@ -435,6 +435,8 @@ class G2LSTMCell(_Gated):
         x = input if batched else input.unsqueeze(0)
         if x.size(1) != self.input_size:
             raise ValueError(f"input must have input_size={self.input_size} features, got {x.size(1)}")
+        if x.size(0) == 0:
+            raise ValueError("input must have at least one batch row, got 0")
         self._check_dtype(x)
         shape = (x.size(0), self.hidden_size) if batched else (self.hidden_size,)
         if hx is None:

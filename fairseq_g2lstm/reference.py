@@ -239,7 +239,7 @@ def lstm_layer(
     h_size = w_hh.size(1)
     a_x = F.linear(x, w_ih, b_ih)
     if b_hh is not None:
-        a_x = a_x + b_hh
+        a_x = a_x + b_hh.to(a_x.dtype)
     h = h_0.to(a_x.dtype)
     c = c_0.to(_state_dtype(a_x))
     noise = _noise(mode, seed, torch.arange(n_steps, device="cpu"), rows, n_rows, h_size, layer, reverse, c)

@@ -314,3 +314,32 @@ def test_adaptive_softmax_trains(task, sample):
     lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
     assert lprobs.shape[-1] == len(task.target_dictionary)
     torch.testing.assert_close(lprobs.exp().sum(-1), torch.ones(lprobs.shape[:2]))
+
+
+def test_a_copy_of_the_model_takes_what_is_loaded_into_it(task):
+    import copy
+    import pickle
+
+    trained = build(task)
+    trained.set_gate_values(0.5, 0.1)
+    original = build(task)
+    for other in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        other.load_state_dict(trained.state_dict())
+        assert other.decoder.layers[0].temperature == 0.5
+        assert original.gate_settings.temperature == 0.9
+
+
+@pytest.mark.parametrize("option", ["decoder_attention", "adaptive_softmax_cutoff"])
+def test_options_that_a_checkpoint_brings_are_never_evaluated(task, tmp_path, option):
+    code = f"__import__('pathlib').Path({str(tmp_path / 'ran')!r}).touch() or 1"
+    with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} must be"):
+        build(task, **{option: code})
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["", "1 7\nw1 a b c d e f g\n"])
+def test_damaged_embeddings_get_a_sentence(task, tmp_path, text):
+    path = tmp_path / "embeddings"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="--encoder-embed-path must be a text file whose first line is its size"):
+        build(task, encoder_embed_path=str(path))

@@ -24,6 +24,10 @@ if [ "${GPUS:-$gpus}" -gt "$gpus" ]; then
 fi
 gpus=${GPUS:-$gpus}
 nodes=${NODES:-1}
+if [ "$nodes" -gt 1 ] && [ "$gpus" = 0 ]; then
+    echo "error: NODES=$nodes needs GPUs on each machine, but torch sees none here" >&2
+    exit 1
+fi
 world_size=$((gpus * nodes))
 distributed=()
 if [ "$world_size" -gt 1 ]; then

@@ -4,13 +4,13 @@ from argparse import Namespace
 from typing import cast
 
 import torch.nn.functional as F
-from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveSoftmax, FairseqDropout
 from torch import Tensor, nn
 
 from .. import ops
+from ..config import adaptive_softmax_cutoffs, has_attention
 from ..modules import G2LSTMCell, GateObserver
 from ..philox import draw_seed
 from ..reference import GateSettings
@@ -75,14 +75,13 @@ class G2LSTMDecoder(FairseqIncrementalDecoder):
             cell = G2LSTMCell(n_inputs, h_size)
             cell.gate_settings = settings
             self.layers.append(init_uniform(cell))
-        has_attention = utils.eval_bool(options.decoder_attention)
-        self.attention = Attention(h_size, source_size) if has_attention else None
+        self.attention = Attention(h_size, source_size) if has_attention(options) else None
         self.additional_fc = None
         if h_size != out_size:
             self.additional_fc = init_uniform(nn.Linear(h_size, out_size))
         self.adaptive_softmax = None
-        if options.adaptive_softmax_cutoff is not None:
-            cutoff = utils.eval_str_list(options.adaptive_softmax_cutoff, type=int)
+        cutoff = adaptive_softmax_cutoffs(options)
+        if cutoff is not None:
             self.adaptive_softmax = AdaptiveSoftmax(
                 len(dictionary), h_size, cutoff, dropout=self.dropout_out_module.p
             )

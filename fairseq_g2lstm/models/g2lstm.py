@@ -72,7 +72,7 @@ class G2LSTMModel(FairseqEncoderDecoderModel):
         self.option_settings = settings
         self.gates = GateValues(settings)
         self.num_updates = 0
-        self.register_load_state_dict_post_hook(lambda *_: self._take_loaded_gate_values())
+        self.register_load_state_dict_post_hook(_take_loaded_gate_values)
         self.set_gate_values(settings.temperature, settings.noise_prob)
 
     @classmethod
@@ -160,7 +160,8 @@ class G2LSTMModel(FairseqEncoderDecoderModel):
         for cell in self.decoder.cells():
             cell.gate_settings = settings
 
-    def _take_loaded_gate_values(self) -> None:
+    def take_loaded_gate_values(self) -> None:
+        """Uses the temperature and noise probability of the buffer, unless an option was changed since."""
         options = self.option_settings
         values = self.gates.values.tolist()
         # An option that differs from the one saved was changed since, and holds.
@@ -179,6 +180,11 @@ class G2LSTMModel(FairseqEncoderDecoderModel):
         state_dict.setdefault(f"{prefix}gates.values", torch.tensor(values, dtype=torch.float64))
 
 
+def _take_loaded_gate_values(model: G2LSTMModel, _keys: object) -> None:
+    # Not a method or a closure: a copy of the model must act on itself, and pickle.
+    model.take_loaded_gate_values()
+
+
 def _build_embedding(
     dictionary: Dictionary, embed_dim: int, path_option: str, options: Namespace
 ) -> nn.Embedding:
@@ -191,7 +197,13 @@ def _build_embedding(
     flag = "--" + path_option.replace("_", "-")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{flag} must be a file of embeddings, got {path}, which does not exist")
-    pretrained = utils.parse_embedding(path)
+    try:
+        pretrained = utils.parse_embedding(path)
+    except (StopIteration, ValueError) as error:
+        raise ValueError(
+            f"{flag} must be a text file whose first line is its size and whose others are a word and its numbers, "
+            f"got {path}: {error or 'it is empty'}"
+        ) from error
     sizes = {len(vector) for vector in pretrained.values()}
     if sizes != {embed_dim}:
         raise ValueError(
