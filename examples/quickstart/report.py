@@ -1,0 +1,197 @@
+"""What the four arms came to: one table, and one picture of their gates."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import sys
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from sacrebleu.metrics import BLEU
+
+from examples.common.errors import UserError
+from examples.common.files import part_path, read_lines
+from examples.common.generate_log import read_translations
+from examples.quickstart.arms import ARMS
+from fairseq_g2lstm.analysis import gate_histograms
+from fairseq_g2lstm.checkpoints import read_checkpoint
+
+# fairseq sets everyone's logging to the level of detail of its own, and asks for pinned memory
+logging.getLogger().setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*pin_memory")
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import PercentFormatter  # noqa: E402
+
+_PACKAGES = ("torch", "ve-fairseq", "sacrebleu", "num2words", "babel")
+KINDS_OF_GATES = ("input", "forget")
+# Okabe and Ito's blue and vermilion, told apart by all kinds of colour vision
+_COLOURS = {"input": "#0072B2", "forget": "#D55E00"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm's results.
+
+    Attributes:
+        arm: a key of ARMS.
+        bleu: of the test set, on its lower-cased tokens.
+        exact: share of test sentences that equal the reference.
+        saturated: share of input and of forget gates below 0.1 or above 0.9, on the valid set.
+        histograms: counts of the gates' values by kind, in bins of equal width from 0 to 1.
+        seconds: of training up to the last checkpoint, all sessions together, with validation.
+        parameters: number of trained numbers, shared ones once.
+    """
+
+    arm: str
+    bleu: float
+    exact: float
+    saturated: dict[str, float]
+    histograms: dict[str, list[int]]
+    seconds: float
+    parameters: int
+
+
+def exact_share(hypotheses: list[str], references: list[str]) -> float:
+    """Share of the hypotheses that equal their reference."""
+    pairs = zip(hypotheses, references, strict=True)
+    return sum(ours == right for ours, right in pairs) / len(references)
+
+
+def parameters(train_log: str) -> int:
+    """Number of trained parameters as fairseq-train counted them, shared ones once.
+
+    Raises:
+        UserError: the log does not tell.
+    """
+    counts = re.findall(r"num\. shared model params: .*\(num\. trained: ([\d,]+)\)", train_log)
+    if not counts:
+        raise UserError("the training's log does not tell the number of parameters; train again")
+    return int(counts[-1].replace(",", ""))
+
+
+def evaluate(
+    arm: str, folder: Path, log: Path, data: Path, references: Path, max_sentences: int
+) -> tuple[Row, str]:
+    """Score an arm and look at its gates.
+
+    Args:
+        arm: a key of ARMS.
+        folder: of its checkpoints.
+        log: of fairseq-generate on the test set.
+        data: the data-bin folder.
+        references: the test set's English side.
+        max_sentences: of the valid set, for the gates.
+
+    Returns:
+        The row, and sacrebleu's signature.
+    """
+    hypotheses = read_translations(log).hypotheses
+    right = list(read_lines(references))
+    # The text is tokenised already; `force` only silences sacrebleu's remark on that.
+    bleu = BLEU(tokenize="none", force=True)
+    score = bleu.corpus_score(hypotheses, [right])
+    best = folder / "checkpoint_best.pt"
+    gates = gate_histograms(str(best), str(data), "valid", max_sentences=max_sentences)
+    row = Row(
+        arm,
+        bleu=float(score.score),
+        exact=exact_share(hypotheses, right),
+        saturated={kind: float(gates.share_saturated(kind)) for kind in KINDS_OF_GATES},
+        histograms={"input": gates.input.tolist(), "forget": gates.forget.tolist()},
+        seconds=float(
+            read_checkpoint(folder / "checkpoint_last.pt")["extra_state"]["previous_training_time"]
+        ),
+        parameters=parameters((folder / "train.log").read_text(encoding="utf-8")),
+    )
+    return row, str(bleu.get_signature())
+
+
+def environment(threads: int, seed: int) -> dict[str, Any]:
+    """The machine, the versions and the seed that stand beside every figure."""
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        names = [line for line in information.read_text().splitlines() if "model name" in line]
+        processor = names[0].partition(":")[2].strip() if names else processor
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "seed": seed,
+        "command": " ".join(["python -m examples.quickstart.run", *sys.argv[1:]]),
+    }
+
+
+def markdown(
+    rows: list[Row], signature: str, sizes: dict[str, int], updates: int, where: dict[str, Any]
+) -> str:
+    """The table, with what is needed to repeat it below."""
+    lines = [
+        "| model | BLEU | exact match | saturated input gates | saturated forget gates "
+        "| training time | parameters |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {ARMS[row.arm]} | {row.bleu:.2f} | {row.exact:.1%} | {row.saturated['input']:.1%} "
+        f"| {row.saturated['forget']:.1%} | {row.seconds:.0f} s | {row.parameters:,} |"
+        for row in rows
+    ]
+    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
+    device = f"{where['processor']}, {where['cores']} cores, {where['threads']} threads" + (
+        f", {where['gpu']}" if where["gpu"] else ", no GPU"
+    )
+    lines += [
+        "",
+        f"BLEU: sacrebleu, `{signature}`, beam 5, {sizes['test']} test sentences; a gate is "
+        "saturated below 0.1 or above 0.9, without noise, on the valid set.",
+        f"Trained for {updates} updates on {sizes['train']} pairs, seed {where['seed']}. "
+        f"{device}; Python {where['python']}, {versions}.",
+        f"`{where['command']}`",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw_gates(rows: list[Row], path: Path) -> None:
+    """Histograms of the gates, a column an arm, input gates above forget gates, as a PNG file."""
+    figure, axes = plt.subplots(
+        2, len(rows), figsize=(3.1 * len(rows), 5.2), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )
+    for column, row in enumerate(rows):
+        for line, kind in enumerate(KINDS_OF_GATES):
+            axis, counts = axes[line][column], row.histograms[kind]
+            shares = [count / sum(counts) for count in counts]
+            width = 1 / len(counts)
+            starts = [number * width for number in range(len(counts))]
+            axis.bar(starts, shares, width, align="edge", color=_COLOURS[kind])
+            axis.set_title(
+                (f"{ARMS[row.arm]}\n" if line == 0 else "")
+                + f"{row.saturated[kind]:.0%} of {kind} gates saturated",
+                fontsize=10,
+            )
+            for edge in (0.1, 0.9):
+                axis.axvline(edge, color="0.4", linewidth=0.8, linestyle=":")
+            axis.set_xlim(0, 1)
+            axis.yaxis.set_major_formatter(PercentFormatter(1))
+            axis.spines[["top", "right"]].set_visible(False)
+            if line == 1:
+                axis.set_xlabel("value of the gate")
+            if column == 0:
+                axis.set_ylabel(f"share of the {kind} gates")
+    figure.suptitle("Gates in evaluation; saturated: below 0.1 or above 0.9 (dotted)", fontsize=11)
+    figure.savefig(part_path(path), dpi=150, format="png")
+    plt.close(figure)
+    os.replace(part_path(path), path)
