@@ -117,7 +117,7 @@ dataset = task.dataset("test")
 sample = dataset.collater([dataset[i] for i in range(16)])
 with torch.no_grad():
     logits = models[0].eval().double()(**sample["net_input"])[0]
-assert not [name for name in sys.modules if "g2lstm" in name]
+assert not [name for name in sys.modules if name.startswith("fairseq_g2lstm")]
 torch.save((type(models[0]).__name__, logits), sys.argv[2])
 """
 
