@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import ops
 from .philox import draw_seed
-from .reference import GateSettings, gate_noise, lstm_step
+from .reference import GateSettings
 
 GateObserver = Callable[[int, bool, Tensor, Tensor | None], None]
 """Called with layer, whether backward, z (T, B, 2H) and valid (T, B) bool or None; see `G2LSTM.gate_observer`."""
@@ -311,8 +311,8 @@ class G2LSTM(_Gated):
                 h_n.append(h)
                 c_n.append(c)
             x = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
-            if layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout, self.training)
+            if layer < self.num_layers - 1 and self.training:
+                x = ops.dropout(x, self.dropout)
         return x, (torch.stack(h_n), torch.stack(c_n))
 
     def _check_input(self, x: Tensor) -> None:
@@ -454,12 +454,8 @@ class G2LSTMCell(_Gated):
         a = F.linear(x, self.weight_ih, self.bias_ih) + F.linear(h, self.weight_hh, self.bias_hh)
         c_dtype = c.dtype
         c = c.to(torch.float64 if a.dtype == torch.float64 else torch.float32)
-        noise = None
-        if mode.noise_prob > 0.0 and seed is not None:
-            steps, rows = torch.tensor([step], device="cpu"), torch.arange(x.size(0), device="cpu")
-            noise = gate_noise(
-                seed, steps, rows, self.hidden_size, noise_prob=mode.noise_prob, dtype=c.dtype
-            )[0].to(c.device)
-        h, c, _ = lstm_step(a, c, noise, mode)
+        if seed is not None:
+            seed = torch.as_tensor(seed, dtype=torch.int64, device="cpu")
+        h, c = ops.lstm_step(a, c, seed, mode=mode, step=step)
         h, c = h.to(c_dtype), c.to(c_dtype)
         return (h, c) if batched else (h.squeeze(0), c.squeeze(0))

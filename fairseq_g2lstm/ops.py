@@ -1,10 +1,130 @@
 """The seam between the modules and what computes them.
 
 Everything above calls the operators by these names and knows nothing of the backends; everything below knows
-nothing of modules, options or fairseq. Both operators take and return tensors alone, and the plain-PyTorch
-reference defines what they compute.
+nothing of modules, options or fairseq. All take and return tensors alone, and the plain-PyTorch reference defines
+what they compute. The compiled operators serve where the extension is built, the reference elsewhere.
 """
 
-from .reference import CellWeights, DecoderOutput, GateMode, decoder, lstm_layer
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 
-__all__ = ["CellWeights", "DecoderOutput", "GateMode", "decoder", "lstm_layer"]
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+from .philox import draw_seed
+from .reference import AttentionMemory, CellWeights, DecoderOutput, GateMode, attention_memory
+
+__all__ = [
+    "AttentionMemory",
+    "CellWeights",
+    "DecoderOutput",
+    "GateMode",
+    "attention_memory",
+    "cross_entropy",
+    "decoder",
+    "decoder_step",
+    "dropout",
+    "kernels_error",
+    "lstm_layer",
+    "lstm_step",
+    "use_reference",
+]
+
+_compiled: ModuleType | None = None
+_error: str | None = None
+_reference_wanted = False
+_warned = False
+
+try:
+    from . import operators as _compiled  # type: ignore[no-redef]
+except ImportError as error:
+    _error = str(error)
+
+
+def kernels_error() -> str | None:
+    """Why the compiled kernels are not there, or None where they are."""
+    return _error
+
+
+@contextmanager
+def use_reference() -> Iterator[None]:
+    """Within it, the plain-PyTorch reference computes everything, in all threads."""
+    global _reference_wanted
+    before, _reference_wanted = _reference_wanted, True
+    try:
+        yield
+    finally:
+        _reference_wanted = before
+
+
+def _backend(name: str, device: torch.device) -> Callable[..., Any]:
+    if _reference_wanted:
+        return getattr(reference, name)
+    if _compiled is None:
+        _warn_once(
+            f"fairseq_g2lstm's compiled kernels are not there ({_error}): plain PyTorch computes instead, which takes "
+            "several times as long; install a C++ compiler and, in the project's folder, run "
+            "pip install --no-build-isolation --no-deps --force-reinstall . with the torch that will run it"
+        )
+        return getattr(reference, name)
+    if device.type == "cuda" and not torch._C._dispatch_has_kernel_for_dispatch_key("g2lstm::layer", "CUDA"):
+        _warn_once(
+            "fairseq_g2lstm was built without its CUDA kernels, plain PyTorch computes instead, several times slower: "
+            "install nvcc of torch's CUDA version and install the project again"
+        )
+        return getattr(reference, name)
+    if device.type not in ("cpu", "cuda", "meta"):
+        return getattr(reference, name)
+    return getattr(_compiled, name)
+
+
+def _warn_once(message: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def lstm_step(a: Tensor, c: Tensor, seed: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
+    """One time step from pre-activations; see `reference.lstm_step`."""
+    return _backend("lstm_step", a.device)(a, c, seed, **options)
+
+
+def lstm_layer(x: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One layer and direction over whole sequences; see `reference.lstm_layer`."""
+    return _backend("lstm_layer", x.device)(x, *args, **options)
+
+
+def decoder(x: Tensor, *args: Any, **options: Any) -> DecoderOutput:
+    """Stacked cells with input feeding and attention over a target sequence; see `reference.decoder`."""
+    return _backend("decoder", x.device)(x, *args, **options)
+
+
+def decoder_step(x: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One step of beam search; see `reference.decoder_step`."""
+    return _backend("decoder_step", x.device)(x, *args, **options)
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Drops elements of x with probability p and divides the others by 1 - p.
+
+    The compiled operator makes the mask from a seed of its own, drawn from torch's default CPU generator, and stores
+    none; without it torch.nn.functional.dropout serves.
+    """
+    if p == 0.0:
+        return x
+    if x.device.type == "cpu" and _compiled is not None and not _reference_wanted:
+        return _compiled.dropout(x, p, draw_seed())
+    return F.dropout(x, p)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Summed negative log-likelihoods of the targets and of all classes; see `reference.cross_entropy`."""
+    if logits.device.type == "cpu" and _compiled is not None and not _reference_wanted:
+        return _compiled.cross_entropy(logits, targets, ignore_index)
+    return reference.cross_entropy(logits, targets, ignore_index)

@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .philox import random_words
+from .philox import philox4x32, random_words
 
 GATE_TYPES = ("gumbel", "sharpened", "sigmoid")
 EVAL_MODES = ("auto", "soft", "tempered", "hard")
@@ -175,7 +176,7 @@ def gate_argument(a: Tensor, mode: GateMode) -> Tensor:
     return a if mode.temperature == 1.0 else a / mode.temperature
 
 
-def lstm_step(
+def cell_step(
     a: Tensor, c: Tensor, noise: Tensor | None, mode: GateMode
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One time step from pre-activations.
@@ -198,6 +199,37 @@ def lstm_step(
     c = f * c + i * g
     h = o * torch.tanh(c)
     return h.to(a.dtype), c, z
+
+
+def lstm_step(
+    a: Tensor,
+    c: Tensor,
+    seed: Tensor | None = None,
+    *,
+    mode: GateMode,
+    step: int = 0,
+    rows: Tensor | None = None,
+    layer: int = 0,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One time step from pre-activations, with the noise of that step.
+
+    Args:
+        a: (B, 4H) pre-activations of i, f, g, o.
+        c: (B, H) cell state, in float32 or float64.
+        mode: how the gates are computed.
+        seed: 0-dim int64 CPU tensor, needed where mode.noise_prob > 0.
+        step: the time step's number for the noise.
+        rows: (B,) int64, the batch rows' numbers for the noise; None for 0 to B - 1.
+        layer: the layer's number for the noise.
+        reverse: whether the noise is that of the backward direction.
+
+    Returns:
+        h' (B, H) in the dtype of a; c' (B, H) in the dtype of c.
+    """
+    n_rows, h_size = c.shape
+    noise = _noise(mode, seed, torch.tensor([step], device="cpu"), rows, n_rows, h_size, layer, reverse, c)
+    return cell_step(a, c, None if noise is None else noise[0], mode)[:2]
 
 
 def lstm_layer(
@@ -251,7 +283,7 @@ def lstm_layer(
     gates: list[Tensor] = []
     for t in range(n_steps - 1, -1, -1) if reverse else range(n_steps):
         a = torch.addmm(a_x[t], h, w_hh.t())
-        h_new, c_new, z = lstm_step(a, c, None if noise is None else noise[t], mode)
+        h_new, c_new, z = cell_step(a, c, None if noise is None else noise[t], mode)
         if valid is None:
             h, c = h_new, c_new
             outputs.append(h)
@@ -362,7 +394,7 @@ def decoder(
             if layer == 0:
                 a = a_x[t] + a
             noise = noises[layer]
-            hs[layer], cs[layer], z = lstm_step(a, cs[layer], None if noise is None else noise[t], mode)
+            hs[layer], cs[layer], z = cell_step(a, cs[layer], None if noise is None else noise[t], mode)
             inputs = hs[layer]
             if dropout_mask is not None and layer < n_layers - 1:
                 inputs = inputs * dropout_mask[t, layer]
@@ -388,6 +420,78 @@ def decoder(
     )
 
 
+class AttentionMemory(NamedTuple):
+    """What the attention reads of a source, computed once and kept while a translation is searched.
+
+    keys (B', S, H), the source times W_query; values (B', S, H), the source times the context's part of W_out;
+    padding (B', S) bool, true at padding, or None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    padding: Tensor | None
+
+
+def attention_memory(
+    source: Tensor, source_padding: Tensor | None, w_query: Tensor, w_out: Tensor
+) -> AttentionMemory:
+    """The memory of a source (S, B', E) with padding (S, B') bool or None, w_query (E, H) and w_out (H, E + H)."""
+    rows = source.transpose(0, 1).contiguous()
+    padding = None if source_padding is None else source_padding.t().contiguous()
+    return AttentionMemory(rows @ w_query, rows @ w_out[:, : source.size(2)].t(), padding)
+
+
+def decoder_step(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    feed: Tensor,
+    cells: Sequence[CellWeights],
+    memory: AttentionMemory | None = None,
+    source_rows: Tensor | None = None,
+    w_out: Tensor | None = None,
+    *,
+    mode: GateMode,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One step of `decoder` without noise and dropout, as beam search takes it.
+
+    Args:
+        x: (B, I) target embeddings. h, c: (L, B, H). feed: (B, H). cells, w_out: as in `decoder`.
+        memory: of the sources, or None for no attention.
+        source_rows: (B,) int64, the memory's row that each batch row attends to; None for the same.
+        mode: how the gates are computed; its noise probability must be 0.
+
+    Returns:
+        output (B, H), which is the next step's feed; h and c (L, B, H); attention (B, S) or None.
+
+    Raises:
+        ValueError: mode asks for noise.
+    """
+    if mode.noise_prob > 0:
+        raise ValueError(f"a decoder step has no noise, got noise_prob={mode.noise_prob}: use decoder")
+    inputs = torch.cat((x, feed), dim=1)
+    hs, cs = [], []
+    for cell, h_before, c_before in zip(cells, h, c, strict=True):
+        a = F.linear(inputs, cell.w_ih, cell.bias) + F.linear(h_before, cell.w_hh)
+        inputs, c_after, _ = cell_step(a, c_before.to(_state_dtype(a)), None, mode)
+        hs.append(inputs)
+        cs.append(c_after.to(c.dtype))
+    states = torch.stack(hs), torch.stack(cs)
+    if memory is None:
+        return inputs, *states, None
+    assert w_out is not None
+    keys, values, padding = memory
+    if source_rows is not None:
+        keys, values = keys[source_rows], values[source_rows]
+        padding = None if padding is None else padding[source_rows]
+    scores = torch.bmm(keys, inputs.unsqueeze(2)).squeeze(2)
+    if padding is not None:
+        scores = scores.masked_fill(padding, float("-inf"))
+    weights = F.softmax(scores, dim=1)
+    context = torch.bmm(weights.unsqueeze(1), values).squeeze(1)
+    return torch.tanh(context + F.linear(inputs, w_out[:, -inputs.size(1) :])), *states, weights
+
+
 def attend(
     h: Tensor, source: Tensor, source_padding: Tensor | None, w_query: Tensor, w_out: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -406,6 +510,43 @@ def attend(
     weights = F.softmax(scores, dim=1)
     context = torch.bmm(weights.to(source.dtype).unsqueeze(1), source).squeeze(1)
     return torch.tanh(F.linear(torch.cat((context.to(h.dtype), h), dim=1), w_out)), weights
+
+
+def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    """Dropout whose mask is a function of the seed and an element's place: nothing to store for the backward pass.
+
+    Args:
+        x: any shape, taken in row-major order.
+        p: the probability of dropping, 0 to 1.
+        seed: 0-dim int64 CPU tensor.
+
+    Element e is dropped where word e % 64 // 16 of the counter c = e // 64 * 16 + e % 16 is below floor(p 2^32): words
+    (c modulo 2^32, c // 2^32, 0, 2^32 - 1), of which the last is no stream of any layer.
+    """
+    element = np.arange(x.numel(), dtype=np.uint64)
+    number = element // 64 * 16 + element % 16
+    counter = (number & np.uint64(0xFFFFFFFF), number >> np.uint64(32), np.uint64(0), np.uint64(0xFFFFFFFF))
+    words = torch.from_numpy(philox4x32(counter, int(seed) % 2**64).astype(np.int64))
+    word = words.gather(0, torch.from_numpy((element % 64 // 16).astype(np.int64))[None])[0]
+    kept = ~bernoulli(word, p).view(x.shape).to(x.device)
+    return x * kept * (1 / (1 - p) if p < 1 else 0.0)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """What label smoothing needs, summed over the rows whose target is not ignore_index.
+
+    Args:
+        logits: (N, V); half types are computed in float32.
+        targets: (N,) int64, classes or ignore_index.
+        ignore_index: the target of rows that do not count.
+
+    Returns:
+        -log p of the targets; -log p of all classes. Both 0-dim, float32 or float64.
+    """
+    log_probs = F.log_softmax(logits, dim=1, dtype=_state_dtype(logits))
+    nll = F.nll_loss(log_probs, targets, ignore_index=ignore_index, reduction="sum")
+    ignored = targets.eq(ignore_index)
+    return nll, -log_probs.sum(dim=1).masked_fill(ignored, 0.0).sum()
 
 
 def _state_dtype(a: Tensor) -> torch.dtype:

@@ -12,7 +12,9 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
+from torch import Tensor
 
+from .. import ops
 from ..gate_stats import GateCounts, observe_gates
 from ..models.g2lstm import G2LSTMModel
 from ..reference import check_probability, check_temperature
@@ -160,9 +162,36 @@ class G2LSTMLabelSmoothedCrossEntropyConfig(GateScheduleConfig, LabelSmoothedCro
 class G2LSTMCrossEntropyCriterion(GateScheduleMixin, CrossEntropyCriterion):
     """fairseq's `cross_entropy` with gate schedules and statistics."""
 
+    def compute_loss(self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True) -> Any:
+        """fairseq's loss, without keeping the log-probabilities where it is summed."""
+        if not _has_logits(model, reduce):
+            return super().compute_loss(model, net_output, sample, reduce)
+        nll, _ = _cross_entropy(model, net_output, sample, self.padding_idx)
+        return nll, nll
+
 
 @register_criterion(
     "g2lstm_label_smoothed_cross_entropy", dataclass=G2LSTMLabelSmoothedCrossEntropyConfig
 )
 class G2LSTMLabelSmoothedCrossEntropyCriterion(GateScheduleMixin, LabelSmoothedCrossEntropyCriterion):
     """fairseq's `label_smoothed_cross_entropy` with gate schedules and statistics."""
+
+    def compute_loss(self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True) -> Any:
+        """fairseq's loss, without keeping the log-probabilities where it is summed."""
+        if not _has_logits(model, reduce) or self.ignore_prefix_size > 0:
+            return super().compute_loss(model, net_output, sample, reduce)
+        nll, smooth = _cross_entropy(model, net_output, sample, self.padding_idx)
+        eps_i = self.eps / (net_output[0].size(-1) - 1)
+        return (1.0 - self.eps - eps_i) * nll + eps_i * smooth, nll
+
+
+def _has_logits(model: Any, reduce: bool) -> bool:
+    return reduce and _unwrap(model).decoder.adaptive_softmax is None
+
+
+def _cross_entropy(
+    model: Any, net_output: Any, sample: dict[str, Any], padding_idx: int
+) -> tuple[Tensor, Tensor]:
+    logits = net_output[0]
+    targets = model.get_targets(sample, net_output).view(-1)
+    return ops.cross_entropy(logits.reshape(-1, logits.size(-1)), targets, padding_idx)

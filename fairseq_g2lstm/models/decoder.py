@@ -6,15 +6,15 @@ from typing import cast
 import torch.nn.functional as F
 from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder
-from fairseq.modules import AdaptiveSoftmax, FairseqDropout
+from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor, nn
 
 from .. import ops
 from ..config import adaptive_softmax_cutoffs, has_attention
 from ..modules import G2LSTMCell, GateObserver
 from ..philox import draw_seed
-from ..reference import GateSettings
-from .common import MAX_POSITIONS, EncoderOut, IncrementalState, embed, init_uniform
+from ..reference import GateMode, GateSettings
+from .common import MAX_POSITIONS, Dropout, EncoderOut, IncrementalState, embed, init_uniform
 
 
 class Attention(nn.Module):
@@ -52,10 +52,10 @@ class G2LSTMDecoder(FairseqIncrementalDecoder):
         super().__init__(dictionary)
         name = self.__class__.__name__
         h_size, out_size = options.decoder_hidden_size, options.decoder_out_embed_dim
-        self.dropout_in_module = FairseqDropout(
+        self.dropout_in_module = Dropout(
             float(options.decoder_dropout_in), module_name=name
         )
-        self.dropout_out_module = FairseqDropout(
+        self.dropout_out_module = Dropout(
             float(options.decoder_dropout_out), module_name=name
         )
         self.gate_settings = settings
@@ -112,50 +112,97 @@ class G2LSTMDecoder(FairseqIncrementalDecoder):
         """As `forward`, with features (B, T, out_embed_dim) in place of logits."""
         if encoder_out is None:
             raise ValueError("the g2lstm decoder needs encoder_out, got None: it has no mode without an encoder")
-        source, _, _, source_padding = encoder_out
-        going_on = incremental_state is not None and len(incremental_state) > 0
-        if going_on:
+        if incremental_state is not None and len(incremental_state) > 0:
             prev_output_tokens = prev_output_tokens[:, -1:]
             h, c, feed = self._cached(incremental_state)
         else:
             h, c, feed = self._first_states(encoder_out)
-        x = self.dropout_in_module(embed(self.embed_tokens, prev_output_tokens)).transpose(0, 1)
+        x = self.dropout_in_module(embed(self.embed_tokens, prev_output_tokens.t()))
+        dropout_mask = self._dropout_mask(x, len(self.layers))
+        mode = self.gate_settings.mode(self.training)
+        attention: Tensor | None
+        plain = not self.training and self.gate_observer is None and dropout_mask is None
+        if incremental_state is not None and plain and len(x) == 1:
+            feed, h, c, attention = self._search_step(x[0], h, c, feed, encoder_out, incremental_state, mode)
+            features = feed.unsqueeze(1)
+            attention = None if attention is None else attention.unsqueeze(1)
+        else:
+            out = self._teacher_forced(x, h, c, feed, encoder_out, dropout_mask, mode)
+            if self.gate_observer is not None and out.gates is not None:
+                valid = prev_output_tokens.ne(self.padding_idx).t()
+                for layer, z in enumerate(out.gates):
+                    self.gate_observer(layer, False, z, valid)
+            features, h, c, feed = out.outputs.transpose(0, 1), out.h, out.c, out.feed
+            attention = None if out.attention is None else out.attention.transpose(0, 1)
+        if incremental_state is not None:
+            cached = {"prev_hiddens": h, "prev_cells": c, "input_feed": feed}
+            self.set_incremental_state(incremental_state, "cached_state", cached)
+        if self.additional_fc is not None and self.adaptive_softmax is None:
+            features = self.dropout_out_module(self.additional_fc(features))
+        return features, attention if self.need_attn and not self.training else None
+
+    def _teacher_forced(
+        self,
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        feed: Tensor,
+        encoder_out: EncoderOut,
+        dropout_mask: Tensor | None,
+        mode: GateMode,
+    ) -> ops.DecoderOutput:
         attention = self.attention
-        need_attention = not self.training and self.need_attn and attention is not None
-        out = ops.decoder(
+        source = padding = None
+        if attention is not None:
+            source, padding = encoder_out.outputs, encoder_out.padding
+            if encoder_out.rows is not None:
+                source, padding = (s.index_select(1, encoder_out.rows) for s in (source, padding))
+        return ops.decoder(
             x,
             h,
             c,
             feed,
             [cell.weights() for cell in self.cells()],
-            source if attention is not None else None,
-            source_padding if attention is not None else None,
+            source,
+            padding,
             attention.input_proj.weight if attention is not None else None,
             attention.output_proj.weight if attention is not None else None,
-            self._dropout_mask(x, len(self.layers)),
-            mode=self.gate_settings.mode(self.training),
+            dropout_mask,
+            mode=mode,
             seed=draw_seed() if self.training else None,
-            need_attention=need_attention,
+            need_attention=not self.training and self.need_attn,
             need_gates=self.gate_observer is not None,
         )
-        if self.gate_observer is not None and out.gates is not None:
-            valid = prev_output_tokens.ne(self.padding_idx).t()
-            for layer, z in enumerate(out.gates):
-                self.gate_observer(layer, False, z, valid)
-        if incremental_state is not None:
-            cached = {"prev_hiddens": out.h, "prev_cells": out.c, "input_feed": out.feed}
-            self.set_incremental_state(incremental_state, "cached_state", cached)
-        features = out.outputs.transpose(0, 1)
-        if self.additional_fc is not None and self.adaptive_softmax is None:
-            features = self.dropout_out_module(self.additional_fc(features))
-        return features, None if out.attention is None else out.attention.transpose(0, 1)
+
+    def _search_step(
+        self,
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        feed: Tensor,
+        encoder_out: EncoderOut,
+        incremental_state: IncrementalState,
+        mode: GateMode,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        cells = [cell.weights() for cell in self.cells()]
+        if self.attention is None:
+            return ops.decoder_step(x, h, c, feed, cells, mode=mode)
+        w_out = self.attention.output_proj.weight
+        cached = self.get_incremental_state(incremental_state, "attention_memory")
+        if cached is None:
+            w_query = self.attention.input_proj.weight
+            memory = ops.attention_memory(encoder_out.outputs, encoder_out.padding, w_query, w_out)
+            self.set_incremental_state(incremental_state, "attention_memory", memory._asdict())
+        else:
+            memory = ops.AttentionMemory(**cached)
+        return ops.decoder_step(x, h, c, feed, cells, memory, encoder_out.rows, w_out, mode=mode)
 
     def cells(self) -> list[G2LSTMCell]:
         """The stacked cells, the lowest first."""
         return cast(list[G2LSTMCell], list(self.layers))
 
     def _first_states(self, encoder_out: EncoderOut) -> tuple[Tensor, Tensor, Tensor]:
-        _, h, c, _ = encoder_out
+        h, c = encoder_out.h_n, encoder_out.c_n
         if self.encoder_hidden_proj is not None and self.encoder_cell_proj is not None:
             h, c = self.encoder_hidden_proj(h), self.encoder_cell_proj(c)
         return h, c, h.new_zeros(h.size(1), self.h_size)

@@ -5,12 +5,11 @@ from argparse import Namespace
 from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.models import FairseqEncoder
-from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from ..modules import G2LSTM
 from ..reference import GateSettings
-from .common import MAX_POSITIONS, EncoderOut, embed, init_uniform
+from .common import MAX_POSITIONS, Dropout, EncoderOut, embed, init_uniform
 
 
 class G2LSTMEncoder(FairseqEncoder):
@@ -32,10 +31,10 @@ class G2LSTMEncoder(FairseqEncoder):
     ) -> None:
         super().__init__(dictionary)
         name = self.__class__.__name__
-        self.dropout_in_module = FairseqDropout(
+        self.dropout_in_module = Dropout(
             float(options.encoder_dropout_in), module_name=name
         )
-        self.dropout_out_module = FairseqDropout(
+        self.dropout_out_module = Dropout(
             float(options.encoder_dropout_out), module_name=name
         )
         self.padding_idx = dictionary.pad()
@@ -61,15 +60,16 @@ class G2LSTMEncoder(FairseqEncoder):
             enforce_sorted: taken for the stock model's callers; lengths need no order here.
 
         Returns:
-            outputs (S, B, E); last h and last c (L, B, E); padding mask (S, B), true at padding.
+            outputs, last states and padding.
         """
         src_tokens = utils.convert_padding_direction(
             src_tokens, self.padding_idx, left_to_right=True
         )
-        x = self.dropout_in_module(embed(self.embed_tokens, src_tokens)).transpose(0, 1)
+        x = self.dropout_in_module(embed(self.embed_tokens, src_tokens.t()))
         x, (h_n, c_n) = self.lstm.run_padded(x, src_lengths.cpu())
         x = self.dropout_out_module(x)
-        return x, self._join_directions(h_n), self._join_directions(c_n), src_tokens.eq(self.padding_idx).t()
+        padding = src_tokens.eq(self.padding_idx).t()
+        return EncoderOut(x, self._join_directions(h_n), self._join_directions(c_n), padding)
 
     def _join_directions(self, states: Tensor) -> Tensor:
         """(L * directions, B, H) -> (L, B, directions * H)"""
@@ -77,9 +77,10 @@ class G2LSTMEncoder(FairseqEncoder):
         return layers.transpose(1, 2).flatten(2)
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
-        """Selects batch rows, as beam search asks."""
-        outputs, h_n, c_n, padding = (state.index_select(1, new_order) for state in encoder_out)
-        return outputs, h_n, c_n, padding
+        """Selects batch rows, as beam search asks; the outputs stay, and the rows' numbers say whose they are."""
+        rows = new_order if encoder_out.rows is None else encoder_out.rows.index_select(0, new_order)
+        h_n, c_n = (state.index_select(1, new_order) for state in (encoder_out.h_n, encoder_out.c_n))
+        return encoder_out._replace(h_n=h_n, c_n=c_n, rows=rows)
 
     def max_positions(self) -> int:
         """The longest source sentence that the model takes."""

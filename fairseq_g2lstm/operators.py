@@ -1,0 +1,403 @@
+"""The compiled operators, torch.ops.g2lstm: what Python adds to the C++ and CUDA code of `kernels/`.
+
+`lstm_step`, `lstm_layer` and `decoder` have the signatures of `fairseq_g2lstm.reference`, which defines what they
+compute. Importing this module loads the extension and raises ImportError where it is not built; the operators then
+work under autograd, torch.autocast and torch.compile. They have no second derivatives.
+
+Symbols: T time steps, B batch, I inputs, H units, L layers, S source positions, E source units.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import (
+    _kernels,  # type: ignore[attr-defined]  # noqa: F401
+    reference,
+)
+from .reference import AttentionMemory, CellWeights, DecoderOutput, GateMode
+
+_ops = torch.ops.g2lstm
+
+
+def lstm_step(
+    a: Tensor,
+    c: Tensor,
+    seed: Tensor | None = None,
+    *,
+    mode: GateMode,
+    step: int = 0,
+    rows: Tensor | None = None,
+    layer: int = 0,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One time step from pre-activations; see `reference.lstm_step`."""
+    h, c_next, _ = _ops.step(a, c, seed, rows, step, 2 * layer + int(reverse), *mode)
+    return h, c_next
+
+
+def lstm_layer(
+    x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *,
+    mode: GateMode,
+    seed: Tensor | None = None,
+    rows: Tensor | None = None,
+    layer: int = 0,
+    reverse: bool = False,
+    need_gates: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One layer and direction over whole sequences; see `reference.lstm_layer`."""
+    stream = 2 * layer + int(reverse)
+    outputs, h_n, c_n, z, _, _ = _ops.layer(
+        x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, lengths, seed, rows, stream, *mode, need_gates
+    )
+    return outputs, h_n, c_n, z if need_gates else None
+
+
+def decoder(
+    x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    feed_0: Tensor,
+    cells: Sequence[CellWeights],
+    source: Tensor | None = None,
+    source_padding: Tensor | None = None,
+    w_query: Tensor | None = None,
+    w_out: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
+    *,
+    mode: GateMode,
+    seed: Tensor | None = None,
+    need_attention: bool = False,
+    need_gates: bool = False,
+) -> DecoderOutput:
+    """Stacked cells with input feeding and attention over a whole target sequence; see `reference.decoder`."""
+    biases = [cell.bias for cell in cells if cell.bias is not None]
+    outputs, h_n, c_n, feed_n, attention, z, *_ = _ops.decoder(
+        x,
+        h_0,
+        c_0,
+        feed_0,
+        [cell.w_ih for cell in cells],
+        [cell.w_hh for cell in cells],
+        biases,
+        source,
+        source_padding,
+        w_query,
+        w_out,
+        dropout_mask,
+        seed,
+        *mode,
+        need_gates,
+    )
+    weights = attention.to(outputs.dtype) if need_attention and source is not None else None
+    return DecoderOutput(outputs, h_n, c_n, feed_n, weights, z if need_gates else None)
+
+
+def decoder_step(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    feed: Tensor,
+    cells: Sequence[CellWeights],
+    memory: AttentionMemory | None = None,
+    source_rows: Tensor | None = None,
+    w_out: Tensor | None = None,
+    *,
+    mode: GateMode,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One step of beam search; see `reference.decoder_step`. It has no gradients."""
+    if x.device.type != "cpu" or mode.noise_prob > 0 or torch.is_grad_enabled():
+        return reference.decoder_step(x, h, c, feed, cells, memory, source_rows, w_out, mode=mode)
+    w_ih, w_hh = [cell.w_ih for cell in cells], [cell.w_hh for cell in cells]
+    biases = [cell.bias for cell in cells if cell.bias is not None]
+    keys, values, padding = (None, None, None) if memory is None else memory
+    out, h, c, attention = _ops.decoder_step(
+        x, h, c, feed, w_ih, w_hh, biases, keys, values, padding, source_rows, w_out, mode.temperature, mode.hard
+    )
+    return out, h, c, None if memory is None else attention
+
+
+def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    """Dropout by counter-based noise; see `reference.dropout`."""
+    return _ops.dropout(x, seed, p)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Summed negative log-likelihoods of the targets and of all classes; see `reference.cross_entropy`."""
+    nll, smooth, _ = _ops.cross_entropy(logits, targets, ignore_index)
+    return nll, smooth
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _gates_dtype(x: Tensor) -> torch.dtype:
+    # The CPU keeps the gates, in the state's dtype; CUDA the pre-activations, in the input's.
+    return x.dtype if x.device.type == "cuda" else _state_dtype(x)
+
+
+@torch.library.register_fake("g2lstm::noise_words")
+def _(seed, n_steps, n_rows, hidden_size, stream, rows=None, dtype=torch.float32):
+    return seed.new_empty((4, n_steps, n_rows, hidden_size))
+
+
+@torch.library.register_fake("g2lstm::step")
+def _(a, c, *_args):
+    return torch.empty_like(c, dtype=a.dtype), torch.empty_like(c), a.new_empty(a.shape, dtype=_gates_dtype(a))
+
+
+@torch.library.register_fake("g2lstm::step_backward")
+def _(grad_h, grad_c, gates, c, *_args):
+    return grad_h.new_empty(gates.shape), torch.empty_like(c)
+
+
+@torch.library.register_fake("g2lstm::layer")
+def _(x, h_0, c_0, w_ih, w_hh, *args):
+    n_steps, n_rows, h_size = x.size(0), x.size(1), w_hh.size(1)
+    outputs, state = x.new_empty((n_steps, n_rows, h_size)), _state_dtype(x)
+    return (
+        outputs,
+        x.new_empty((n_rows, h_size)),
+        x.new_empty((n_rows, h_size)),
+        x.new_empty((n_steps if args[-1] else 0, n_rows, 2 * h_size), dtype=state),
+        x.new_empty((n_steps, n_rows, 4 * h_size), dtype=_gates_dtype(x)),
+        x.new_empty((n_steps, n_rows, h_size), dtype=state),
+    )
+
+
+@torch.library.register_fake("g2lstm::layer_backward")
+def _(grad_outputs, grad_h_n, grad_c_n, x, h_0, c_0, w_ih, w_hh, *args):
+    grad_x = x.new_empty(x.shape if args[-1] else (0, *x.shape[1:]))
+    return (
+        grad_x,
+        h_0.new_empty(h_0.shape),
+        c_0.new_empty(c_0.shape),
+        w_ih.new_empty(w_ih.shape),
+        w_hh.new_empty(w_hh.shape),
+        w_hh.new_empty(w_hh.shape[:1]),
+    )
+
+
+@torch.library.register_fake("g2lstm::decoder")
+def _(x, h_0, c_0, feed_0, w_ih, w_hh, bias, source, source_padding, w_query, w_out, dropout_mask, *args):
+    n_steps, n_rows, n_layers, h_size = x.size(0), x.size(1), h_0.size(0), h_0.size(2)
+    need_gates, state = args[-1], _state_dtype(x)
+    source_size = 0 if source is None else source.size(0)
+    memory = (0,) if source is None else (n_rows, source_size, h_size)
+    undropped = (0,) if source is None or dropout_mask is None else (n_steps, n_rows, h_size)
+    cells = x.new_empty((n_layers, n_steps, n_rows, h_size), dtype=state)
+    return (
+        x.new_empty((n_steps, n_rows, h_size)),
+        x.new_empty(h_0.shape),
+        x.new_empty(h_0.shape),
+        x.new_empty(feed_0.shape),
+        x.new_empty((n_steps, n_rows, source_size), dtype=state),
+        x.new_empty((n_layers, n_steps if need_gates else 0, n_rows, 2 * h_size), dtype=state),
+        x.new_empty((n_layers, n_steps, n_rows, 4 * h_size), dtype=_gates_dtype(x)),
+        cells,
+        torch.empty_like(cells),
+        x.new_empty(undropped, dtype=state),
+        x.new_empty(memory, dtype=state),
+        x.new_empty(memory, dtype=state),
+    )
+
+
+@torch.library.register_fake("g2lstm::decoder_backward")
+def _(*args):
+    x, h_0, c_0, feed_0, w_ih, w_hh, source, _, w_query, w_out = args[5:15]
+
+    def like(tensor):
+        return args[5].new_empty((0,), dtype=_state_dtype(x)) if tensor is None else tensor.new_empty(tensor.shape)
+
+    return (
+        *(like(t) for t in (x, h_0, c_0, feed_0)),
+        [like(w) for w in w_ih],
+        [like(w) for w in w_hh],
+        [w.new_empty(w.shape[:1]) for w in w_hh],
+        *(like(t) for t in (source, w_query, w_out)),
+    )
+
+
+@torch.library.register_fake("g2lstm::decoder_step")
+def _(x, h, c, feed, w_ih, w_hh, bias, keys, *_args):
+    attention = x.new_empty((x.size(0), 0 if keys is None else keys.size(1)))
+    return torch.empty_like(feed), torch.empty_like(h), torch.empty_like(c), attention
+
+
+@torch.library.register_fake("g2lstm::dropout")
+def _(x, seed, p):
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("g2lstm::cross_entropy")
+def _(logits, targets, ignore_index):
+    state = _state_dtype(logits)
+    return tuple(logits.new_empty(shape, dtype=state) for shape in ((), (), logits.shape[:1]))
+
+
+@torch.library.register_fake("g2lstm::cross_entropy_backward")
+def _(grad_nll, grad_smooth, logits, targets, log_normalizer, ignore_index):
+    return logits.new_empty(logits.shape)
+
+
+def _zeros_unless(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
+
+
+def _setup_step(ctx: Any, inputs: tuple, output: tuple) -> None:
+    a, c, seed, rows, *options = inputs
+    _, c_next, gates = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(gates)
+    ctx.save_for_backward(gates, c, c_next, seed, rows)
+    ctx.options, ctx.a_dtype = options, a.dtype
+
+
+def _backward_step(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, *_unused: None) -> tuple:
+    gates, c, c_next, seed, rows = ctx.saved_tensors
+    grad_h = c.new_zeros(c.shape, dtype=ctx.a_dtype) if grad_h is None else grad_h
+    grads = _ops.step_backward(grad_h, _zeros_unless(grad_c, c), gates, c, c_next, seed, rows, *ctx.options)
+    return *grads, *[None] * (2 + len(ctx.options))
+
+
+def _setup_layer(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, lengths, seed, rows, *options, _need_gates = inputs
+    outputs, _, _, z, gates, cells = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(z, gates, cells)
+    ctx.save_for_backward(x, h_0, c_0, w_ih, w_hh, outputs, gates, cells, lengths, seed, rows)
+    ctx.options = options
+
+
+def _backward_layer(ctx: Any, grad_outputs: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None, *_unused):
+    if grad_outputs is None and grad_h_n is None and grad_c_n is None:
+        return (None,) * 16
+    need_x = ctx.needs_input_grad[0]
+    grad_x, grad_h, grad_c, grad_w_ih, grad_w_hh, grad_bias = _ops.layer_backward(
+        grad_outputs, grad_h_n, grad_c_n, *ctx.saved_tensors, *ctx.options, need_x
+    )
+    need_b_ih, need_b_hh = ctx.needs_input_grad[5:7]
+    return (
+        grad_x if need_x else None,
+        grad_h,
+        grad_c,
+        grad_w_ih,
+        grad_w_hh,
+        grad_bias if need_b_ih else None,
+        # a tensor of its own: each may become a parameter's gradient, which others change in place
+        grad_bias.clone() if need_b_hh else None,
+        *[None] * 9,
+    )
+
+
+def _setup_decoder(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, h_0, c_0, feed_0, w_ih, w_hh, bias, *attention, seed = inputs[:13]
+    outputs, _, _, _, weights, z, *saved = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(z, *saved)
+    ctx.n_cells, ctx.n_biases, ctx.options = len(w_ih), len(bias), inputs[13:-1]
+    ctx.save_for_backward(x, h_0, c_0, feed_0, *w_ih, *w_hh, *attention, outputs, weights, *saved, seed)
+
+
+def _backward_decoder(ctx: Any, *grads: Tensor | None) -> tuple:
+    grads = grads[:5]
+    n = ctx.n_cells
+    if all(grad is None for grad in grads):
+        return *[None] * 4, [None] * n, [None] * n, [None] * ctx.n_biases, *[None] * 11
+    x, h_0, c_0, feed_0, *rest = ctx.saved_tensors
+    w_ih, w_hh, rest = rest[:n], rest[n : 2 * n], rest[2 * n :]
+    grad_x, grad_h, grad_c, grad_feed, grad_w_ih, grad_w_hh, grad_bias, *grad_attention = _ops.decoder_backward(
+        *grads, x, h_0, c_0, feed_0, w_ih, w_hh, *rest, *ctx.options
+    )
+    grad_source, grad_w_query, grad_w_out = (None if rest[0] is None else grad for grad in grad_attention)
+    return (
+        grad_x,
+        grad_h,
+        grad_c,
+        grad_feed,
+        grad_w_ih,
+        grad_w_hh,
+        grad_bias[: ctx.n_biases],
+        grad_source,
+        None,
+        grad_w_query,
+        grad_w_out,
+        *[None] * 7,
+    )
+
+
+def _setup_dropout(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    _, seed, ctx.p = inputs
+    ctx.save_for_backward(seed)
+
+
+def _backward_dropout(ctx: Any, grad: Tensor) -> tuple:
+    return _ops.dropout(grad, *ctx.saved_tensors, ctx.p), None, None
+
+
+def _setup_cross_entropy(ctx: Any, inputs: tuple, output: tuple) -> None:
+    logits, targets, ctx.ignore_index = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(logits, targets, output[2])
+
+
+def _backward_cross_entropy(ctx: Any, grad_nll: Tensor | None, grad_smooth: Tensor | None, _unused: None) -> tuple:
+    if grad_nll is None and grad_smooth is None:
+        return None, None, None
+    grads = grad_nll, grad_smooth
+    return _ops.cross_entropy_backward(*grads, *ctx.saved_tensors, ctx.ignore_index), None, None
+
+
+def _no_second_derivative(ctx: Any, *_grads: Tensor | None) -> None:
+    raise NotImplementedError(
+        "g2lstm's compiled operators have no second derivatives: use fairseq_g2lstm.ops.use_reference() around the "
+        "forward pass that needs them"
+    )
+
+
+for _name, _setup, _backward in (
+    ("step", _setup_step, _backward_step),
+    ("layer", _setup_layer, _backward_layer),
+    ("decoder", _setup_decoder, _backward_decoder),
+    ("cross_entropy", _setup_cross_entropy, _backward_cross_entropy),
+):
+    torch.library.register_autograd(f"g2lstm::{_name}", _backward, setup_context=_setup)
+    torch.library.register_autograd(f"g2lstm::{_name}_backward", _no_second_derivative)
+
+torch.library.register_autograd("g2lstm::dropout", _backward_dropout, setup_context=_setup_dropout)
+
+
+_library = torch.library.Library("g2lstm", "FRAGMENT")
+
+
+def _register_autocast(name: str, device_type: str) -> None:
+    """Casts what the products read to autocast's dtype, as torch.nn.LSTM's operators do; float64 stays."""
+    operator = getattr(_ops, name).default
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+            return value.to(torch.get_autocast_dtype(device_type))
+        return [cast(item) for item in value] if isinstance(value, list) else value
+
+    def call(*args: Any) -> Any:
+        with torch.autocast(device_type, enabled=False):
+            return operator(*(cast(arg) for arg in args))
+
+    _library.impl(name, call, "AutocastCPU" if device_type == "cpu" else "AutocastCUDA")
+
+
+for _name in ("layer", "decoder"):
+    for _device_type in ("cpu", "cuda"):
+        _register_autocast(_name, _device_type)

@@ -1,0 +1,235 @@
+// The CPU kernels without threads and without torch: what they take, and the choice of the instruction set.
+//
+// Symbols: B rows of the batch, H units, K summed length. Matrices are row-major. Functions work on a range of blocks
+// of units (or columns) and a range of rows, so that the caller splits the work between threads; every element of a
+// result is computed in the same order whatever the split.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/cell.h"
+
+namespace g2lstm {
+
+// A (B, size) left side of a product.
+template <class F>
+struct Operand {
+  const F* data = nullptr;
+  std::int64_t stride = 0;
+  std::int64_t size = 0;
+};
+
+// Sums of products: result (B, N) += sum over operands of operand (B, K) times its weights (K, N).
+template <class F>
+struct Product {
+  Operand<F> operands[2];
+  int count = 0;
+  const F* packed = nullptr;  // the operands' weights one below the other, as packed by Core::pack
+  std::int64_t size_k = 0;    // rows of the packed weights; the operands may take fewer, from the first on
+};
+
+// Where the columns of a product stand: `groups` runs of `size` columns, packed group by group within a block.
+// Gates' pre-activations are four groups of H columns, so that a block holds all four gates of its units.
+struct Columns {
+  std::int64_t size = 0;
+  int groups = 1;  // 1 or 4
+};
+
+// Weights to be packed: element (k, n) at data[k * stride_k + n * stride_n].
+template <class F>
+struct Weights {
+  const F* data = nullptr;
+  std::int64_t stride_k = 0;
+  std::int64_t stride_n = 0;
+  std::int64_t size_k = 0;
+};
+
+struct Noise : NoiseSpec {
+  const std::int64_t* rows = nullptr;  // (B,) numbers of the batch rows; null for 0 to B - 1
+};
+
+// Rows whose sequence has ended (forward) or not begun (backward direction) keep their state.
+struct Activity {
+  const std::int64_t* lengths = nullptr;  // (B,), null where every row is active
+  bool active(std::int64_t row, std::int64_t t) const { return lengths == nullptr || t < lengths[row]; }
+};
+
+template <class F>
+struct ForwardStep {
+  Product<F> product;       // added to the pre-activations
+  F* a = nullptr;           // (B, 4H) pre-activations on entry, gates as activated on return
+  bool start_with_bias = false;
+  const F* bias = nullptr;  // (4H,): where start_with_bias, a holds nothing on entry and bias (or 0) is taken instead
+  const F* c = nullptr;     // (B, H)
+  F* c_next = nullptr;      // (B, H)
+  F* h_next = nullptr;      // (B, H), 0 in rows that are not active
+  const F* h = nullptr;     // (B, H), read only where activity.lengths is set
+  F* h_state = nullptr;     // (B, H), written only where activity.lengths is set: h_next, or h in rows not active
+  F* z = nullptr;           // (B, 2H) noise-free arguments of the sigmoids of i and f, or null
+  const F* dropout = nullptr;  // (B, H) factors, or null
+  F* dropped = nullptr;     // (B, H) h_next times dropout, written only where dropout is set
+  std::int64_t h_size = 0;
+  std::int64_t t = 0;
+  std::int64_t product_end = INT64_MAX;  // rows from here on need no product
+  GateSpec<F> gates;
+  Noise noise;
+  Activity activity;
+};
+
+template <class F>
+struct BackwardStep {
+  Product<F> product;           // added to grad_h
+  F* grad_h = nullptr;          // (B, H) of h', part of it; on return 0 where active, else the sum
+  const F* grad_out = nullptr;  // (B, H) of h', the rest where active, or null
+  F* grad_c = nullptr;          // (B, H) of c' on entry, of c on return
+  const F* gates = nullptr;     // (B, 4H) as activated
+  const F* c = nullptr;         // (B, H)
+  const F* c_next = nullptr;    // (B, H)
+  F* grad_a = nullptr;          // (B, 4H)
+  std::int64_t h_size = 0;
+  std::int64_t t = 0;
+  std::int64_t product_end = INT64_MAX;  // rows from here on need no product
+  GateSpec<F> spec;
+  Activity activity;
+};
+
+// Attention of one decoder step over S source positions, by the general score. Keys and values are the source's states
+// times W_query and times the context's part of W_out, so that scores and context have H columns.
+template <class F>
+struct Attention {
+  const F* keys = nullptr;       // (B, S, H)
+  const F* values = nullptr;     // (B, S, H)
+  const bool* padding = nullptr; // (B, S), or null
+  const std::int64_t* rows = nullptr;  // (B,) the keys' row of each batch row, or null for the same
+  std::int64_t source_size = 0;  // S
+  std::int64_t h_size = 0;
+};
+
+template <class F>
+struct AttentionForward : Attention<F> {
+  const F* h = nullptr;  // (B, H)
+  F* weights = nullptr;  // (B, S)
+  F* context = nullptr;  // (B, H), the weighted sum of the values
+};
+
+template <class F>
+struct AttentionBackward : Attention<F> {
+  const F* grad_context = nullptr;  // (B, H)
+  const F* grad_weights = nullptr;  // (B, S), or null
+  const F* weights = nullptr;       // (B, S)
+  F* grad_scores = nullptr;         // (B, S)
+  F* grad_h = nullptr;              // (B, H), added to
+};
+
+// The decoder's output: undropped = tanh(context + product), out = undropped times dropout.
+template <class F>
+struct OutputForward {
+  Product<F> product;
+  F* undropped = nullptr;      // (B, H), the context on entry
+  const F* dropout = nullptr;  // (B, H), or null
+  F* out = nullptr;            // (B, H), written only where dropout is set
+  std::int64_t h_size = 0;
+};
+
+// The gradient of what a product feeds: grad = (product + grad_out) dropout (1 - undropped^2).
+template <class F>
+struct InputGradient {
+  Product<F> product;
+  const F* grad_out = nullptr;   // (B, H), or null
+  const F* dropout = nullptr;    // (B, H), or null
+  const F* undropped = nullptr;  // (B, H), or null where there was no tanh
+  F* grad = nullptr;             // (B, H)
+  std::int64_t h_size = 0;
+};
+
+constexpr int kDropoutBlock = 64;
+
+// y = x scale where kept, else 0. Element e is dropped where a word of its own is below the threshold: word e % 64 / 16 of
+// the counter e / 64 * 16 + e % 16, whose upper half is 2^32 - 1 (the gates' streams are below).
+template <class F>
+struct Dropout {
+  const F* x = nullptr;
+  F* y = nullptr;
+  std::int64_t size = 0;
+  std::uint64_t seed = 0;
+  std::uint64_t threshold = 0;  // floor(p 2^32)
+  F scale = 1;                  // 1 / (1 - p)
+};
+
+// Sums over rows of logits (N, V): nll = -log p(target), smooth = -sum over classes of log p.
+template <class F>
+struct CrossEntropy {
+  const F* logits = nullptr;
+  const std::int64_t* targets = nullptr;  // (N,), each a class or ignore_index
+  std::int64_t classes = 0;
+  std::int64_t ignore_index = -1;
+  F* log_normalizer = nullptr;  // (N,) log of the sum of exponentials: written forward, read backward
+  double* nll = nullptr;        // (N,), 0 where ignored
+  double* smooth = nullptr;     // (N,)
+  F* grad = nullptr;            // (N, V), of the logits
+  F grad_nll = 0;               // of the summed nll
+  F grad_smooth = 0;
+};
+
+// One set of kernels, for one instruction set.
+template <class F>
+struct Core {
+  const char* name;
+  int lanes;
+
+  // Blocks of a product's columns: a block has `lanes` columns of each of four groups, or 2 `lanes` of one.
+  std::int64_t blocks(const Columns& columns) const {
+    const std::int64_t width = columns.groups == 1 ? 2 * lanes : lanes;
+    return (columns.size + width - 1) / width;
+  }
+  // Elements that the packed weights of k rows need.
+  std::int64_t packed_size(const Columns& columns, std::int64_t size_k) const {
+    return blocks(columns) * size_k * lanes * (columns.groups == 1 ? 2 : 4);
+  }
+
+  // Packs one operand's weights: its rows come k_begin rows below the first of size_k in all.
+  void (*pack)(
+      const Weights<F>& weights, const Columns& columns, std::int64_t k_begin, std::int64_t size_k, F* packed,
+      std::int64_t block_begin, std::int64_t block_end);
+  void (*forward)(
+      const ForwardStep<F>& step, std::int64_t block_begin, std::int64_t block_end, std::int64_t row_begin,
+      std::int64_t row_end);
+  void (*backward)(
+      const BackwardStep<F>& step, std::int64_t block_begin, std::int64_t block_end, std::int64_t row_begin,
+      std::int64_t row_end);
+  void (*attend)(const AttentionForward<F>& step, std::int64_t row_begin, std::int64_t row_end);
+  void (*attend_backward)(const AttentionBackward<F>& step, std::int64_t row_begin, std::int64_t row_end);
+  void (*output)(
+      const OutputForward<F>& step, std::int64_t block_begin, std::int64_t block_end, std::int64_t row_begin,
+      std::int64_t row_end);
+  void (*input_gradient)(
+      const InputGradient<F>& step, std::int64_t block_begin, std::int64_t block_end, std::int64_t row_begin,
+      std::int64_t row_end);
+  void (*dropout)(const Dropout<F>& task, std::int64_t block_begin, std::int64_t block_end);
+  void (*cross_entropy)(const CrossEntropy<F>& task, std::int64_t row_begin, std::int64_t row_end);
+  void (*cross_entropy_backward)(const CrossEntropy<F>& task, std::int64_t row_begin, std::int64_t row_end);
+  // The random words of rows [row_begin, row_end) at step t: out (B, H) for each of four words, word_stride apart.
+  void (*words)(
+      const Noise& noise, std::int64_t t, std::int64_t h_size, std::int64_t* out, std::int64_t word_stride,
+      std::int64_t row_begin, std::int64_t row_end);
+};
+
+// The kernels of the best instruction set that this processor has; G2LSTM_CPU_CAPABILITY=default|avx2|avx512 in the
+// environment chooses a lesser one.
+template <class F>
+const Core<F>& core();
+
+namespace baseline {
+template <class F>
+const Core<F>& get();
+}
+namespace avx2 {
+template <class F>
+const Core<F>& get();
+}
+namespace avx512 {
+template <class F>
+const Core<F>& get();
+}
+
+}  // namespace g2lstm

@@ -1,0 +1,210 @@
+// The layer on the CPU. Half types are computed in float32 and rounded at the end.
+#include <torch/library.h>
+
+#include "tensors.h"
+
+namespace g2lstm {
+namespace {
+
+// One more than the last row that is active at each step.
+std::vector<std::int64_t> active_ends(const OptionalTensor& lengths, std::int64_t n_steps, std::int64_t n_rows) {
+  std::vector<std::int64_t> ends(n_steps, lengths.has_value() ? 0 : n_rows);
+  if (!lengths.has_value()) return ends;
+  const auto* length = lengths->const_data_ptr<std::int64_t>();
+  for (std::int64_t row = 0; row < n_rows; ++row) {
+    for (std::int64_t t = 0; t < length[row]; ++t) ends[t] = row + 1;
+  }
+  return ends;
+}
+
+// lengths where some sequence is shorter than T, else none
+OptionalTensor ragged(const OptionalTensor& lengths, std::int64_t n_steps) {
+  if (!lengths.has_value() || lengths->min().item<std::int64_t>() == n_steps) return std::nullopt;
+  return lengths->contiguous();
+}
+
+template <class F>
+void run_forward(
+    const LayerSizes& size, const Tensor& h_0, const Tensor& c_0, const Tensor& w_hh, const OptionalTensor& lengths,
+    const GateSpec<F>& spec, const Noise& noise, bool reverse, const Tensor& gates, const Tensor& outputs,
+    const Tensor& cells, const Tensor& z, Tensor& h_n) {
+  const Columns columns{size.units, 4};
+  const Tensor packed = pack_transposed<F>({w_hh}, columns);
+  const std::int64_t state_size = size.rows * size.units;
+  const auto ends = active_ends(lengths, size.steps, size.rows);
+  Tensor states[2];
+  if (lengths.has_value()) {
+    for (Tensor& state : states) state = at::empty_like(h_0);
+  }
+  F* const out = outputs.mutable_data_ptr<F>();
+  F* const cell = cells.mutable_data_ptr<F>();
+  const F* h = h_0.const_data_ptr<F>();
+  const F* c = c_0.const_data_ptr<F>();
+  for (std::int64_t i = 0; i < size.steps; ++i) {
+    const std::int64_t t = reverse ? size.steps - 1 - i : i;
+    ForwardStep<F> step;
+    step.product = {{{h, size.units, size.units}}, 1, packed.const_data_ptr<F>(), size.units};
+    step.a = gates.mutable_data_ptr<F>() + 4 * t * state_size;
+    step.c = c;
+    step.c_next = cell + t * state_size;
+    step.h_next = out + t * state_size;
+    step.h = h;
+    step.h_state = lengths.has_value() ? states[i % 2].mutable_data_ptr<F>() : nullptr;
+    step.z = z.numel() > 0 ? z.mutable_data_ptr<F>() + 2 * t * state_size : nullptr;
+    step.h_size = size.units;
+    step.t = t;
+    step.product_end = ends[t];
+    step.gates = spec;
+    step.noise = noise;
+    step.activity.lengths = data_or_null<std::int64_t>(lengths);
+    split(core<F>().blocks(columns), size.rows, [&](auto... range) { core<F>().forward(step, range...); });
+    h = lengths.has_value() ? step.h_state : step.h_next;
+    c = step.c_next;
+  }
+  const std::int64_t last = reverse ? 0 : size.steps - 1;
+  h_n = lengths.has_value() ? states[(size.steps - 1) % 2] : outputs[last].clone();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
+    const Tensor& x_given, const Tensor& h_0_given, const Tensor& c_0_given, const Tensor& w_ih_given,
+    const Tensor& w_hh_given, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+    const OptionalTensor& lengths_given, const OptionalTensor& seed, const OptionalTensor& rows_given,
+    std::int64_t stream, double temperature, double noise_prob, c10::string_view noise_sharing, bool hard,
+    bool need_gates) {
+  const GateOptions options(temperature, noise_prob, noise_sharing, hard);
+  const LayerSizes size(x_given, h_0_given, c_0_given, w_ih_given, w_hh_given, b_ih, b_hh);
+  check_lengths(lengths_given, size.steps, size.rows);
+  check_seed(seed);
+  check_rows(rows_given, size.rows);
+  const auto dtype = state_dtype(x_given);
+  const auto as_state = [&](const Tensor& tensor) { return tensor.to(dtype).contiguous(); };
+  const Tensor x = as_state(x_given), h_0 = as_state(h_0_given), c_0 = as_state(c_0_given);
+  const Tensor w_ih = w_ih_given.to(dtype), w_hh = w_hh_given.to(dtype);
+  const OptionalTensor lengths = ragged(lengths_given, size.steps), rows = contiguous(rows_given);
+
+  const std::int64_t n_cells = size.steps * size.rows;
+  Tensor gates = at::empty({size.steps, size.rows, 4 * size.units}, x.options());
+  Tensor flat = gates.view({n_cells, 4 * size.units});
+  Tensor bias;
+  for (const OptionalTensor& part : {b_ih, b_hh}) {
+    if (part.has_value()) bias = bias.defined() ? bias + part->to(dtype) : part->to(dtype);
+  }
+  if (bias.defined()) {
+    at::addmm_out(flat, bias, x.view({n_cells, size.inputs}), w_ih.t());
+  } else {
+    at::mm_out(flat, x.view({n_cells, size.inputs}), w_ih.t());
+  }
+  Tensor outputs = at::empty({size.steps, size.rows, size.units}, x.options());
+  Tensor cells = at::empty_like(outputs);
+  Tensor z = at::empty({need_gates ? size.steps : 0, size.rows, 2 * size.units}, x.options());
+  Tensor h_n;
+  const Noise noise = make_noise(options, seed, rows, stream);
+  const bool reverse = stream % 2 == 1;
+  AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::layer", [&] {
+    run_forward<scalar_t>(
+        size, h_0, c_0, w_hh, lengths, options.spec<scalar_t>(), noise, reverse, gates, outputs, cells, z, h_n);
+  });
+  const auto given = x_given.scalar_type();
+  return {
+      outputs.to(given), h_n.to(given), cells[reverse ? 0 : size.steps - 1].to(given, false, true), z, gates, cells};
+}
+
+template <class F>
+void run_backward(
+    const LayerSizes& size, const Tensor& grad_outputs, const Tensor& grad_h, const Tensor& grad_c, const Tensor& c_0,
+    const Tensor& w_hh, const Tensor& gates, const Tensor& cells, const OptionalTensor& lengths,
+    const GateSpec<F>& spec, bool reverse, const Tensor& grad_a) {
+  const Columns columns{size.units, 1};
+  const Tensor packed = pack<F>({w_hh}, columns);
+  const std::int64_t state_size = size.rows * size.units;
+  const auto ends = active_ends(lengths, size.steps, size.rows);
+  const F* const cell = cells.const_data_ptr<F>();
+  F* const grad = grad_a.mutable_data_ptr<F>();
+  for (std::int64_t i = size.steps - 1; i >= 0; --i) {
+    const std::int64_t t = reverse ? size.steps - 1 - i : i;
+    const std::int64_t next = reverse ? t - 1 : t + 1, previous = reverse ? t + 1 : t - 1;
+    BackwardStep<F> step;
+    if (i < size.steps - 1) {
+      const Operand<F> later{grad + 4 * next * state_size, 4 * size.units, 4 * size.units};
+      step.product = {{later}, 1, packed.const_data_ptr<F>(), 4 * size.units};
+      step.product_end = ends[next];
+    }
+    step.grad_h = grad_h.mutable_data_ptr<F>();
+    step.grad_out = grad_outputs.defined() ? grad_outputs.const_data_ptr<F>() + t * state_size : nullptr;
+    step.grad_c = grad_c.mutable_data_ptr<F>();
+    step.gates = gates.const_data_ptr<F>() + 4 * t * state_size;
+    step.c = i > 0 ? cell + previous * state_size : c_0.const_data_ptr<F>();
+    step.c_next = cell + t * state_size;
+    step.grad_a = grad + 4 * t * state_size;
+    step.h_size = size.units;
+    step.t = t;
+    step.spec = spec;
+    step.activity.lengths = data_or_null<std::int64_t>(lengths);
+    split(core<F>().blocks(columns), size.rows, [&](auto... range) { core<F>().backward(step, range...); });
+  }
+}
+
+// grad_w_hh: the sum over time of grad_a^T h, in one product where the outputs are the steps' h, and one for h_0.
+Tensor recurrent_weight_gradient(
+    const LayerSizes& size, const Tensor& grad_a, const Tensor& outputs, const Tensor& h_0,
+    const OptionalTensor& lengths, bool reverse) {
+  const std::int64_t steps = size.steps - 1;
+  const auto flat = [](const Tensor& tensor) { return tensor.flatten(0, 1); };
+  Tensor grad;
+  if (steps > 0) {
+    grad = at::mm(
+        flat(grad_a.narrow(0, reverse ? 0 : 1, steps)).t(), flat(outputs.narrow(0, reverse ? 1 : 0, steps)));
+  } else {
+    grad = at::zeros({4 * size.units, size.units}, grad_a.options());
+  }
+  if (is_zero(h_0)) return grad;
+  Tensor first = grad_a[reverse ? steps : 0];
+  if (reverse && lengths.has_value()) {
+    first = grad_a.index({*lengths - 1, at::arange(size.rows, lengths->options())});
+  }
+  return grad.addmm_(first.t(), h_0);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
+    const OptionalTensor& grad_outputs, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+    const Tensor& x_given, const Tensor& h_0_given, const Tensor& c_0_given, const Tensor& w_ih_given,
+    const Tensor& w_hh_given, const Tensor& outputs, const Tensor& gates, const Tensor& cells,
+    const OptionalTensor& lengths_given, const OptionalTensor&, const OptionalTensor&, std::int64_t stream,
+    double temperature, double noise_prob, c10::string_view noise_sharing, bool hard, bool need_x) {
+  const GateOptions options(temperature, noise_prob, noise_sharing, hard);
+  const LayerSizes size(x_given, h_0_given, c_0_given, w_ih_given, w_hh_given, std::nullopt, std::nullopt);
+  const auto dtype = state_dtype(x_given), given = x_given.scalar_type();
+  const auto as_state = [&](const Tensor& tensor) { return tensor.to(dtype).contiguous(); };
+  const Tensor x = as_state(x_given), h_0 = as_state(h_0_given), c_0 = as_state(c_0_given);
+  const Tensor w_ih = w_ih_given.to(dtype), w_hh = w_hh_given.to(dtype);
+  const OptionalTensor lengths = ragged(lengths_given, size.steps);
+  const bool reverse = stream % 2 == 1;
+  const auto own = [&](const OptionalTensor& grad) {
+    return grad.has_value() ? at::empty_like(c_0).copy_(*grad) : at::zeros_like(c_0);
+  };
+  Tensor grad_h = own(grad_h_n), grad_c = own(grad_c_n);
+  const Tensor grad_out = grad_outputs.has_value() ? as_state(*grad_outputs) : Tensor();
+  Tensor grad_a = at::empty({size.steps, size.rows, 4 * size.units}, x.options());
+  AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::layer_backward", [&] {
+    run_backward<scalar_t>(
+        size, grad_out, grad_h, grad_c, c_0, w_hh, gates, cells, lengths, options.spec<scalar_t>(), reverse, grad_a);
+  });
+  const Tensor flat = grad_a.view({-1, 4 * size.units});
+  grad_h.addmm_(grad_a[reverse ? size.steps - 1 : 0], w_hh);
+  const Tensor grad_x =
+      need_x ? at::mm(flat, w_ih).view(x.sizes()).to(given) : at::empty({0, size.rows, size.inputs}, x_given.options());
+  const Tensor grad_w_hh =
+      recurrent_weight_gradient(size, grad_a, outputs.to(dtype), h_0, lengths, reverse).to(given);
+  return {
+      grad_x, grad_h.to(given), grad_c.to(c_0_given.scalar_type()),
+      at::mm(flat.t(), x.view({-1, size.inputs})).to(given), grad_w_hh, flat.sum(0).to(given)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(g2lstm, CPU, m) {
+  m.impl("layer", layer);
+  m.impl("layer_backward", layer_backward);
+}
+
+}  // namespace g2lstm
