@@ -1,6 +1,11 @@
 # make quickstart   train, translate, score and draw, from nothing
-# make test         the whole test suite
+# make test         the whole test suite, with the kernels as they are in the tree
 # make lint         ruff and mypy
+# make bench        speed and memory beside the peers'; DATA=DATA_BIN and CHECKPOINT=STOCK.pt name what to train on
+#                   and to translate with, in place of generated text and a model trained for it
+#
+# make kernels      the compiled kernels, or what has changed of them
+# make cuda-check   the CUDA kernels through nvcc, without a GPU: warnings, registers, spills
 #
 # Everything is installed into $(VENV) first. PYTHON names the interpreter, TORCH what pip installs as torch.
 
@@ -12,15 +17,17 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 installed := $(VENV)/.installed-$(subst =,,$(TORCH))
 python := $(VENV)/bin/python
 
-.PHONY: quickstart quickstart-smoke test lint environment clean
+.PHONY: quickstart quickstart-smoke test lint bench kernels cuda-check environment clean
 
-quickstart: $(installed)
+quickstart: kernels
 	$(python) -m examples.quickstart.run
 
-quickstart-smoke: $(installed)
+quickstart-smoke: kernels
 	$(python) -m examples.quickstart.run --smoke
 
-test: $(installed)
+# A suite or a measurement without the kernels would say little.
+test bench: export FAIRSEQ_G2LSTM_REQUIRE_KERNELS ?= 1
+test: kernels
 	@$(python) -c "import sys, torch; print('Python', sys.version.split()[0], 'torch', torch.__version__)"
 	$(python) -m pytest
 
@@ -28,16 +35,26 @@ lint: $(installed)
 	$(python) -m ruff check .
 	$(python) -m mypy
 
+bench: kernels
+	$(python) -m benchmarks.run layer
+	$(python) -m benchmarks.run end-to-end $(if $(DATA),--data "$(DATA)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
+
+kernels: $(installed)
+	$(python) setup.py --quiet build_ext --inplace
+
+cuda-check: $(installed)
+	$(python) kernels/cuda_check.py
+
 environment: $(installed)
 
 $(installed): setup.py pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(python) -m pip install --quiet "setuptools>=77" wheel
+	$(python) -m pip install --quiet "setuptools>=77" wheel ninja
 	$(python) -m pip install --quiet "$(TORCH)"
 	$(python) -m pip install --quiet --no-build-isolation "$(TORCH)" --editable ".[tensorboard,plot,examples,dev]"
 	rm -f $(VENV)/.installed-*
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info fairseq_g2lstm/*.so

@@ -8,16 +8,18 @@ Symbols: T time steps, B batch, I inputs, H units, L layers, S source positions,
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import (
-    _kernels,  # type: ignore[attr-defined]  # noqa: F401
-    reference,
-)
+from . import reference
 from .reference import AttentionMemory, CellWeights, DecoderOutput, GateMode
+
+_built_for = import_module("fairseq_g2lstm._kernels").TORCH_VERSION  # the import registers the operators
+if _built_for != torch.__version__.split("+")[0]:
+    raise ImportError(f"they were built for torch {_built_for}, and this is {torch.__version__}")
 
 _ops = torch.ops.g2lstm
 
@@ -116,7 +118,7 @@ def decoder_step(
     mode: GateMode,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """One step of beam search; see `reference.decoder_step`. It has no gradients."""
-    if x.device.type != "cpu" or mode.noise_prob > 0 or torch.is_grad_enabled():
+    if mode.noise_prob > 0 or torch.is_grad_enabled():
         return reference.decoder_step(x, h, c, feed, cells, memory, source_rows, w_out, mode=mode)
     w_ih, w_hh = [cell.w_ih for cell in cells], [cell.w_hh for cell in cells]
     biases = [cell.bias for cell in cells if cell.bias is not None]
@@ -143,8 +145,19 @@ def _state_dtype(x: Tensor) -> torch.dtype:
 
 
 def _gates_dtype(x: Tensor) -> torch.dtype:
-    # The CPU keeps the gates, in the state's dtype; CUDA the pre-activations, in the input's.
+    # What backward needs: the CPU keeps the gates and all else in the state's dtype; CUDA the pre-activations and
+    # what products read in the input's.
     return x.dtype if x.device.type == "cuda" else _state_dtype(x)
+
+
+def _check_devices(x: Tensor, *others: Tensor | None, seed: Tensor | None, rows: Tensor | None = None) -> None:
+    # Where one tensor is a meta tensor the fake kernel is called for all, and it alone can tell.
+    for tensor in others:
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"a tensor is on {tensor.device} and the others on {x.device}: move all to one device")
+    for name, numbers in (("seed", seed), ("rows", rows)):
+        if numbers is not None and numbers.device.type != "cpu":
+            raise ValueError(f"{name} must be on the CPU, got {numbers.device}")
 
 
 @torch.library.register_fake("g2lstm::noise_words")
@@ -153,7 +166,8 @@ def _(seed, n_steps, n_rows, hidden_size, stream, rows=None, dtype=torch.float32
 
 
 @torch.library.register_fake("g2lstm::step")
-def _(a, c, *_args):
+def _(a, c, seed, rows, *_args):
+    _check_devices(a, c, seed=seed, rows=rows)
     return torch.empty_like(c, dtype=a.dtype), torch.empty_like(c), a.new_empty(a.shape, dtype=_gates_dtype(a))
 
 
@@ -163,7 +177,10 @@ def _(grad_h, grad_c, gates, c, *_args):
 
 
 @torch.library.register_fake("g2lstm::layer")
-def _(x, h_0, c_0, w_ih, w_hh, *args):
+def _(x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, lengths, seed, rows, *args):
+    _check_devices(x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, seed=seed, rows=rows)
+    if lengths is not None and lengths.device.type != "cpu":
+        raise ValueError(f"lengths must be on the CPU, got {lengths.device}")
     n_steps, n_rows, h_size = x.size(0), x.size(1), w_hh.size(1)
     outputs, state = x.new_empty((n_steps, n_rows, h_size)), _state_dtype(x)
     return (
@@ -190,7 +207,9 @@ def _(grad_outputs, grad_h_n, grad_c_n, x, h_0, c_0, w_ih, w_hh, *args):
 
 
 @torch.library.register_fake("g2lstm::decoder")
-def _(x, h_0, c_0, feed_0, w_ih, w_hh, bias, source, source_padding, w_query, w_out, dropout_mask, *args):
+def _(x, h_0, c_0, feed_0, w_ih, w_hh, bias, source, source_padding, w_query, w_out, dropout_mask, seed, *args):
+    attention = source, source_padding, w_query, w_out, dropout_mask
+    _check_devices(x, h_0, c_0, feed_0, *w_ih, *w_hh, *bias, *attention, seed=seed)
     n_steps, n_rows, n_layers, h_size = x.size(0), x.size(1), h_0.size(0), h_0.size(2)
     need_gates, state = args[-1], _state_dtype(x)
     source_size = 0 if source is None else source.size(0)
@@ -206,10 +225,7 @@ def _(x, h_0, c_0, feed_0, w_ih, w_hh, bias, source, source_padding, w_query, w_
         x.new_empty((n_layers, n_steps if need_gates else 0, n_rows, 2 * h_size), dtype=state),
         x.new_empty((n_layers, n_steps, n_rows, 4 * h_size), dtype=_gates_dtype(x)),
         cells,
-        torch.empty_like(cells),
-        x.new_empty(undropped, dtype=state),
-        x.new_empty(memory, dtype=state),
-        x.new_empty(memory, dtype=state),
+        *(x.new_empty(shape, dtype=_gates_dtype(x)) for shape in (cells.shape, undropped, memory, memory)),
     )
 
 
@@ -237,11 +253,13 @@ def _(x, h, c, feed, w_ih, w_hh, bias, keys, *_args):
 
 @torch.library.register_fake("g2lstm::dropout")
 def _(x, seed, p):
+    _check_devices(x, seed=seed)
     return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("g2lstm::cross_entropy")
 def _(logits, targets, ignore_index):
+    _check_devices(logits, targets, seed=None)
     state = _state_dtype(logits)
     return tuple(logits.new_empty(shape, dtype=state) for shape in ((), (), logits.shape[:1]))
 

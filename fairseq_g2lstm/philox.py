@@ -78,7 +78,15 @@ def random_words(
 
     Returns:
         (4, T, B, H) int64 on the CPU, values in [0, 2^32).
+
+    Raises:
+        ValueError: a step, a row or a layer is no 32-bit number.
     """
+    for name, numbers in (("steps", steps), ("rows", rows), ("layer", torch.tensor([2 * layer], device="cpu"))):
+        if numbers.numel() > 0 and (int(numbers.min()) < 0 or int(numbers.max()) > _LOW32):
+            raise ValueError(
+                f"{name} must be >= 0 and fit the noise's 32 bits, got {int(numbers.min())} to {int(numbers.max())}"
+            )
     counter = (
         np.arange(hidden_size, dtype=np.uint64),
         rows.cpu().numpy().astype(np.uint64)[:, None],
@@ -98,7 +106,8 @@ def draw_seed() -> Tensor:
     Returns:
         0-dim int64 CPU tensor.
     """
-    seed = torch.empty((), dtype=torch.int64, device="cpu").random_()
+    # Tensor.random_ out of place, which torch.compile can trace
+    seed = torch.ops.aten.random(torch.empty((), dtype=torch.int64, device="cpu"))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         seed = rank_seed(seed, torch.distributed.get_rank())
     return seed
@@ -106,6 +115,5 @@ def draw_seed() -> Tensor:
 
 def rank_seed(seed: Tensor, rank: int) -> Tensor:
     """The seed of one rank: (seed + rank * 0x9E3779B97F4A7C15) modulo 2^64, as a 0-dim int64 tensor."""
-    unsigned = (int(seed) + rank * RANK_STRIDE) % 2**64
-    signed = unsigned - 2**64 if unsigned >= 2**63 else unsigned
-    return torch.tensor(signed, dtype=torch.int64, device="cpu")
+    share = rank * RANK_STRIDE % 2**64
+    return seed + (share - 2**64 if share >= 2**63 else share)

@@ -564,7 +564,7 @@ def _noise(
     reverse: bool,
     like: Tensor,
 ) -> Tensor | None:
-    if mode.noise_prob == 0.0:
+    if mode.noise_prob == 0.0 or mode.hard:
         return None
     if seed is None:
         raise ValueError("a noise probability above 0 needs a seed, got None")

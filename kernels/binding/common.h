@@ -13,6 +13,12 @@ namespace g2lstm {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
+// A word of the noise's counter.
+inline void check_number(const char* name, std::int64_t number) {
+  TORCH_CHECK_VALUE(
+      number >= 0 && number <= 0xffffffff, name, " must be >= 0 and fit the noise's 32 bits, got ", number);
+}
+
 // The options that every operator takes.
 struct GateOptions {
   double temperature;
@@ -43,6 +49,7 @@ struct GateOptions {
   void fill(NoiseSpec& noise, const OptionalTensor& seed, std::int64_t stream) const {
     if (noise_prob == 0 || hard) return;
     TORCH_CHECK_VALUE(seed.has_value(), "a noise probability above 0 needs a seed, got None");
+    check_number("stream (2 * layer + direction)", stream);
     noise.seed = static_cast<std::uint64_t>(seed->item<std::int64_t>());
     noise.threshold = static_cast<std::uint64_t>(std::floor(noise_prob * 4294967296.0));
     noise.stream = static_cast<std::uint32_t>(stream);
@@ -65,10 +72,21 @@ inline void check_rows(const OptionalTensor& rows, std::int64_t n_rows) {
       rows->scalar_type() == at::kLong && rows->dim() == 1 && rows->size(0) == n_rows && rows->device().is_cpu(),
       "rows must be ", n_rows, " int64 numbers on the CPU, got ", rows->sizes(), " of ", rows->scalar_type(), " on ",
       rows->device());
+  if (n_rows == 0) return;
+  check_number("rows", rows->min().item<std::int64_t>());
+  check_number("rows", rows->max().item<std::int64_t>());
 }
 
 inline void check_shape(const char* name, const at::Tensor& tensor, at::IntArrayRef shape) {
   TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must have shape ", shape, ", got ", tensor.sizes());
+}
+
+// A tensor that the forward operator returned for its backward.
+inline void check_saved(const char* name, const at::Tensor& tensor, at::IntArrayRef shape, at::ScalarType dtype) {
+  check_shape(name, tensor, shape);
+  TORCH_CHECK_VALUE(
+      tensor.scalar_type() == dtype && tensor.is_contiguous(), name, " must be contiguous ", dtype, ", got ",
+      tensor.scalar_type(), " with strides ", tensor.strides());
 }
 
 inline void check_like(const char* name, const at::Tensor& tensor, const at::Tensor& like) {

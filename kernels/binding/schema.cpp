@@ -1,6 +1,7 @@
 // The operators' signatures, torch.ops.g2lstm; fairseq_g2lstm/operators.py documents them and adds what Python adds.
 #include <Python.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
 // Common to all that compute gates: seed, a 0-dim int64 CPU tensor (needed where noise_prob > 0); rows, (B,) int64 CPU
 // numbers of the batch rows for the noise; stream, 2 * layer + direction.
@@ -59,5 +60,8 @@ PyMODINIT_FUNC PyInit__kernels(void) {
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_kernels", "The compiled operators of torch.ops.g2lstm.", -1, nullptr, nullptr, nullptr,
       nullptr, nullptr};
-  return PyModule_Create(&definition);
+  PyObject* const module = PyModule_Create(&definition);
+  // Another torch's library may load and then fail: Python compares.
+  if (module != nullptr) PyModule_AddStringConstant(module, "TORCH_VERSION", TORCH_VERSION);
+  return module;
 }

@@ -101,6 +101,16 @@ decoder_backward(
   DecoderSizes size(x_given, h_0_given, c_0_given, feed_0_given, w_ih_given, w_hh_given, {});
   size.check_attention(x_given, source_given, padding_given, w_query_given, w_out_given);
   const auto dtype = state_dtype(x_given), given = x_given.scalar_type();
+  check_shape("outputs", outputs, {size.steps, size.rows, size.units});
+  check_saved("attention", attention, {size.steps, size.rows, size.source}, dtype);
+  check_saved("gates", gates, {size.layers, size.steps, size.rows, 4 * size.units}, dtype);
+  check_saved("cells", cells, {size.layers, size.steps, size.rows, size.units}, dtype);
+  check_saved("hiddens", hiddens, cells.sizes(), dtype);
+  if (source_given.has_value()) {
+    check_saved("keys", keys, {size.rows, size.source, size.units}, dtype);
+    check_saved("values", values, keys.sizes(), dtype);
+    if (dropout_given.has_value()) check_saved("undropped", undropped, outputs.sizes(), dtype);
+  }
   const Tensor x = x_given.to(dtype).contiguous();
   const auto options = x.options();
   run.take(

@@ -174,6 +174,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
   const GateOptions options(temperature, noise_prob, noise_sharing, hard);
   const LayerSizes size(x_given, h_0_given, c_0_given, w_ih_given, w_hh_given, std::nullopt, std::nullopt);
   const auto dtype = state_dtype(x_given), given = x_given.scalar_type();
+  check_shape("outputs", outputs, {size.steps, size.rows, size.units});
+  check_saved("cells", cells, {size.steps, size.rows, size.units}, dtype);
+  check_saved("gates", gates, {size.steps, size.rows, 4 * size.units}, dtype);
+  check_lengths(lengths_given, size.steps, size.rows);
   const auto as_state = [&](const Tensor& tensor) { return tensor.to(dtype).contiguous(); };
   const Tensor x = as_state(x_given), h_0 = as_state(h_0_given), c_0 = as_state(c_0_given);
   const Tensor w_ih = w_ih_given.to(dtype), w_hh = w_hh_given.to(dtype);

@@ -53,6 +53,7 @@ std::tuple<Tensor, Tensor, Tensor> step(
   check_step(a, c_given);
   check_seed(seed);
   check_rows(rows_given, a.size(0));
+  if (noise_prob > 0) check_number("step", t);
   const auto dtype = state_dtype(a);
   const std::int64_t h_size = a.size(1) / 4;
   const OptionalTensor rows = contiguous(rows_given);

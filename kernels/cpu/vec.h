@@ -92,7 +92,8 @@ G2LSTM_INLINE VecF exp(VecF x) {
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   const VecI exponent = (bits<VecI>(shifted) << 23);
-  return bits<VecF>(bits<VecI>(p) + exponent);
+  const VecF scaled = bits<VecF>(bits<VecI>(p) + exponent);
+  return x == x ? scaled : x;  // a NaN's payload must not reach the exponent
 }
 
 G2LSTM_INLINE VecF sigmoid(VecF x) { return 1.0f / (1.0f + exp(-x)); }

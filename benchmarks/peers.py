@@ -1,0 +1,181 @@
+"""What G2-LSTM's layer is timed against: modules with its weights, called like it.
+
+Each takes (T, B, I) and returns outputs (T, B, H) first. `IdentityLSTM` and `LoopLSTM` compute gumbel gates with
+noise of torch's generator; torch.nn.LSTM and FlashRNN compute the plain LSTM.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.machine import kernels_missing
+from fairseq_g2lstm import G2LSTM, ops
+from fairseq_g2lstm.reference import logistic
+
+
+def draw_noise(shape: tuple[int, ...], noise_prob: float, like: Tensor) -> Tensor:
+    """Logistic noise m n with m ~ Bernoulli(p), from torch's generator."""
+    u, m = torch.rand(2, *shape, device=like.device, dtype=torch.float32)
+    return ((m < noise_prob) * logistic(u)).to(like.dtype)
+
+
+class Unavailable(Exception):
+    """A peer cannot run here; the text says why."""
+
+
+class IdentityLSTM(nn.Module):
+    """torch.nn.LSTM that computes gumbel gates.
+
+    (a + m n) / tau is affine in h: with the rows of the input and forget gates divided by tau, the noise appended to
+    the input and an identity / tau beside W_ih, the ordinary LSTM computes exactly the gumbel layer.
+
+    Args:
+        lstm: a single layer in one direction with biases, whose weights and settings are taken.
+    """
+
+    def __init__(self, lstm: G2LSTM) -> None:
+        super().__init__()
+        self.noise_prob = lstm.noise_prob
+        h_size = lstm.hidden_size
+        weight = lstm.weights(0, False).w_ih
+        self.lstm = nn.LSTM(
+            lstm.input_size + 2 * h_size, h_size, bias=lstm.bias, device=weight.device, dtype=weight.dtype
+        )
+        block = torch.zeros(4 * h_size, 2 * h_size, device=weight.device, dtype=weight.dtype)
+        block.fill_diagonal_(1.0)
+        with torch.no_grad():
+            for name, own in self.lstm.named_parameters():
+                given = getattr(lstm, name)
+                own.copy_(torch.cat((given, block), dim=1) if name == "weight_ih_l0" else given)
+                own[: 2 * h_size] /= lstm.temperature
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Runs the layer on x (T, B, I) with noise m n (T, B, 2H), the input gates' first; None draws it."""
+        if noise is None:
+            noise = draw_noise((*x.shape[:2], 2 * self.lstm.hidden_size), self.noise_prob, x)
+        return self.lstm(torch.cat((x, noise), dim=-1))
+
+
+class LoopLSTM(nn.Module):
+    """A loop over time steps in Python with two products and the noise at each, as the authors' code has it.
+
+    Args:
+        lstm: a single layer in one direction with biases, whose weights and settings are taken.
+    """
+
+    def __init__(self, lstm: G2LSTM) -> None:
+        super().__init__()
+        self.temperature, self.noise_prob = lstm.temperature, lstm.noise_prob
+        weights = lstm.weights(0, False)
+        bias = weights.bias
+        assert bias is not None
+        self.w_ih, self.w_hh = (nn.Parameter(w.detach().t().contiguous()) for w in weights[:2])
+        self.bias = nn.Parameter(bias.detach())
+
+    def _gate(self, a: Tensor) -> Tensor:
+        u = torch.rand_like(a)
+        noise = torch.bernoulli(torch.full_like(a, self.noise_prob)) * logistic(u)
+        return torch.sigmoid((a + noise) * (1 / self.temperature))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Runs the layer on x (T, B, I)."""
+        h = c = x.new_zeros(x.size(1), self.w_hh.size(0))
+        outputs = []
+        for x_t in x:
+            a_i, a_f, a_g, a_o = (torch.addmm(self.bias, h, self.w_hh) + x_t @ self.w_ih).chunk(4, dim=1)
+            c = self._gate(a_f) * c + self._gate(a_i) * torch.tanh(a_g)
+            h = torch.sigmoid(a_o) * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs), (h, c)
+
+
+class ReferenceLSTM(nn.Module):
+    """The layer computed by the plain-PyTorch reference."""
+
+    def __init__(self, lstm: G2LSTM) -> None:
+        super().__init__()
+        self.lstm = lstm
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Runs the layer on x (T, B, I)."""
+        with ops.use_reference():
+            return self.lstm(x)
+
+
+class FlashLSTM(nn.Module):
+    """The plain LSTM by FlashRNN (Pöppel, Beck, Hochreiter, 2024) behind a product for the inputs.
+
+    Args:
+        lstm: a single layer in one direction with biases, whose weights are taken.
+        backend: FlashRNN's name of a kernel.
+
+    Raises:
+        Unavailable: flashrnn is not installed.
+    """
+
+    def __init__(self, lstm: G2LSTM, backend: str = "cuda_fused") -> None:
+        try:
+            from flashrnn import flashrnn
+        except ImportError as error:
+            raise Unavailable(f"flashrnn cannot be imported: {error}") from error
+        super().__init__()
+        self.function, self.backend = flashrnn, backend
+        weights = lstm.weights(0, False)
+        bias = weights.bias
+        assert bias is not None
+        self.w_ih, self.w_hh = (nn.Parameter(w.detach().clone()) for w in weights[:2])
+        self.bias = nn.Parameter(bias.detach())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """Runs the layer on x (T, B, I)."""
+        n_steps, n_rows, h_size = x.size(0), x.size(1), self.w_hh.size(1)
+        projected = F.linear(x.transpose(0, 1), self.w_ih).view(n_rows, n_steps, 4, 1, h_size)
+        states, _ = self.function(
+            projected,
+            self.w_hh.view(4, 1, h_size, h_size),
+            self.bias.view(4, 1, h_size),
+            function="lstm",
+            backend=self.backend,
+            dtype=str(x.dtype).removeprefix("torch."),
+        )
+        return states[0].squeeze(2).transpose(0, 1), None
+
+
+def _library_twin(lstm: G2LSTM) -> nn.LSTM:
+    weight = lstm.weights(0, False).w_ih
+    twin = nn.LSTM(lstm.input_size, lstm.hidden_size, device=weight.device, dtype=weight.dtype)
+    twin.load_state_dict(lstm.state_dict())
+    return twin
+
+
+def _compiled(lstm: G2LSTM) -> G2LSTM:
+    error = kernels_missing(lstm.weights(0, False).w_ih.device.type)
+    if error is not None:
+        raise Unavailable(f"the compiled kernels are not in use: {error}")
+    return lstm
+
+
+PEERS: dict[str, Callable[[G2LSTM], nn.Module]] = {
+    "g2lstm": _compiled,
+    "torch.nn.LSTM": _library_twin,
+    "identity": IdentityLSTM,
+    "python-loop": LoopLSTM,
+    "reference": ReferenceLSTM,
+    "flashrnn": FlashLSTM,
+}
+TITLES = {
+    "g2lstm": "G2LSTM",
+    "torch.nn.LSTM": "torch.nn.LSTM",
+    "identity": "torch.nn.LSTM by the identity",
+    "python-loop": "loop in Python",
+    "reference": "reference",
+    "flashrnn": "FlashRNN",
+}
+# On CUDA the reference makes its noise on the CPU, which takes seconds at the larger shapes and tells nothing.
+DEFAULT_PEERS = {
+    "cpu": ("g2lstm", "torch.nn.LSTM", "identity", "python-loop", "reference"),
+    "cuda": ("g2lstm", "torch.nn.LSTM", "identity", "python-loop", "flashrnn"),
+}
+SWEEP_PEERS = ("g2lstm", "torch.nn.LSTM", "identity", "python-loop")

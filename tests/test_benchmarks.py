@@ -1,0 +1,276 @@
+"""The benchmark's harness: peers compute what they claim, output is complete. No test looks at a time."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_module
+from tiny_runs import training_config
+
+from benchmarks import fairseq_runs, peers, run
+from benchmarks.bars import CPU_SHAPES, CUDA_SHAPES, END_TO_END_BARS, Shape, layer_bar
+from benchmarks.tables import layer_markdown
+from benchmarks.timing import Spread, ratio, time_interleaved
+from examples.common.errors import UserError
+from fairseq_g2lstm import G2LSTM, ops
+from fairseq_g2lstm.philox import draw_seed
+from fairseq_g2lstm.reference import gate_noise
+
+# Equality in double precision: sums in another order stray by some 1e-15.
+EQUAL = {"rtol": 1e-9, "atol": 1e-9}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def double_layer(**options: float) -> G2LSTM:
+    torch.manual_seed(3)
+    return G2LSTM(4, 5, dtype=torch.float64, **options)
+
+
+def gradients(output: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    coefficients = torch.linspace(-1, 1.3, output.numel(), dtype=output.dtype).reshape(output.shape)
+    return torch.autograd.grad(output, inputs, coefficients)
+
+
+@pytest.mark.parametrize("noise_prob", [0.0, 0.2, 1.0])
+def test_the_identity_peer_computes_the_gumbel_layer(noise_prob):
+    lstm = double_layer(temperature=0.7, noise_prob=noise_prob)
+    x = torch.randn(6, 3, 4, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(8)
+    seed = draw_seed()
+    noise = gate_noise(seed, torch.arange(6), torch.arange(3), 5, noise_prob=noise_prob, dtype=torch.float64)
+    output, state = peers.IdentityLSTM(lstm)(x, noise)
+    torch.manual_seed(8)
+    expected, expected_state = lstm(x)
+    torch.testing.assert_close(output, expected, **EQUAL)
+    torch.testing.assert_close(state, expected_state, **EQUAL)
+    torch.testing.assert_close(gradients(output, x), gradients(expected, x), **EQUAL)
+
+
+@pytest.mark.parametrize("peer", ["identity", "python-loop", "reference"])
+def test_without_noise_peers_compute_what_the_layer_computes(peer):
+    lstm = double_layer(temperature=0.7, noise_prob=0.0)
+    x = torch.randn(6, 3, 4, dtype=torch.float64)
+    torch.testing.assert_close(peers.PEERS[peer](lstm)(x)[0], lstm(x)[0], **EQUAL)
+
+
+def test_the_plain_peer_computes_the_layer_with_sigmoid_gates():
+    lstm = double_layer(gate_type="sigmoid")
+    x = torch.randn(6, 3, 4, dtype=torch.float64)
+    torch.testing.assert_close(peers.PEERS["torch.nn.LSTM"](lstm)(x)[0], lstm(x)[0], **EQUAL)
+
+
+def test_flashrnn_computes_the_layer_with_sigmoid_gates():
+    pytest.importorskip("flashrnn", reason="flashrnn is not installed")
+    torch.manual_seed(3)
+    lstm = G2LSTM(4, 5, gate_type="sigmoid")
+    x = torch.randn(6, 3, 4)
+    # its plain PyTorch backend, which needs no GPU; float32 rounds at 1e-7
+    torch.testing.assert_close(peers.FlashLSTM(lstm, "vanilla")(x)[0], lstm(x)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("peer", ["identity", "python-loop"])
+def test_peers_draw_their_own_noise(peer):
+    layer = peers.PEERS[peer](double_layer(noise_prob=0.5))
+    x = torch.randn(6, 3, 4, dtype=torch.float64)
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+
+
+def test_drawn_noise_is_logistic_noise_in_a_share_of_the_gates():
+    torch.manual_seed(1)
+    noise = peers.draw_noise((200_000,), 0.2, torch.empty(0))
+    # standard errors of 200,000 draws: 0.001 of the share, 0.009 of the deviation, that is about 1.8 without eps
+    assert (noise != 0).double().mean().item() == pytest.approx(0.2, abs=0.005)
+    assert noise[noise != 0].std().item() == pytest.approx(1.8, abs=0.05)
+
+
+def test_bars_hold_at_the_shapes_they_name_and_nowhere_else():
+    assert len(CPU_SHAPES) == 3 and len(CUDA_SHAPES) == 18
+    bar = layer_bar("cpu", CPU_SHAPES[0], True, "torch.nn.LSTM")
+    assert bar.met(1.05) and not bar.met(1.06) and str(bar) == "≤ 1.05"
+    assert layer_bar("cpu", CPU_SHAPES[0], False, "torch.nn.LSTM") is None
+    assert layer_bar("cpu", Shape(1, 1, 1, 1), True, "torch.nn.LSTM") is None
+    assert layer_bar("cuda", CUDA_SHAPES[0], True, "python-loop") is None
+    speed = END_TO_END_BARS["cpu"]["tokens/s"]
+    assert speed.met(1.4) and not speed.met(1.39) and str(speed) == "≥ 1.4"
+
+
+def test_spreads_have_median_and_quartiles():
+    spread = Spread((4.0, 1.0, 3.0, 2.0, 5.0))
+    assert (spread.median, spread.quartiles, spread.iqr) == (3.0, (2.0, 4.0), 2.0)
+    assert Spread((7.0,)).iqr == 0.0
+    value, by_round = ratio(Spread((1.0, 4.0, 2.0)), Spread((2.0, 4.0, 8.0)))
+    assert value == 0.5 and by_round.values == (0.5, 1.0, 0.25)
+
+
+def test_workloads_take_turns():
+    calls = []
+    workloads = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = time_interleaved(workloads, rounds=3, min_seconds=1e-9, threads=1, device="cpu")
+    assert list(times) == ["a", "b"] and all(len(spread.values) == 3 for spread in times.values())
+    turns = [name for name, previous in zip(calls, [None, *calls], strict=False) if name != previous]
+    assert "".join(turns) == "ababab"  # one before the rounds; a round begins with what ended the one before
+    assert time_interleaved({}, rounds=1, min_seconds=0, threads=1, device="cpu") == {}
+
+
+@pytest.fixture(scope="module")
+def layer_results(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("layer")
+    run.main(["layer", "--smoke", "--threads", "1", "--device", "cpu", "--out", str(out)])
+    return out
+
+
+def test_the_layer_benchmark_writes_every_peer_or_why_not(layer_results):
+    result = json.loads((layer_results / "results.json").read_text())
+    assert result["complete"]
+    for part, names in {
+        "machine": ("processor", "cores", "threads", "memory_gib", "gpu"),
+        "versions": ("Python", "torch", "fairseq", "commit", "kernels"),
+        "settings": ("timer", "rounds", "gates"),
+    }.items():
+        assert set(names) <= set(result[part])
+    assert len(result["rows"]) == 2 * 2 + 6  # shapes times passes, and the points of the picture
+    for row in result["rows"]:
+        wanted = peers.DEFAULT_PEERS["cpu"] if row["axis"] is None else peers.SWEEP_PEERS
+        assert {*row["times"], *row["skipped"]} == set(wanted)
+        for time in row["times"].values():
+            assert len(time["values_s"]) == result["settings"]["rounds"] and time["iqr_s"] >= 0
+    skipped = [row["skipped"] for row in result["rows"] if row["skipped"]]
+    if ops.kernels_error() is None:
+        assert not skipped and "torch.nn.LSTM" in result["rows"][0]["ratios"]
+    else:
+        assert all("kernels" in reasons["g2lstm"] for reasons in skipped)
+
+
+def test_the_layer_benchmark_writes_a_table_and_a_picture(layer_results):
+    result = json.loads((layer_results / "results.json").read_text())
+    table = (layer_results / "results.md").read_text()
+    assert table == layer_markdown(result)
+    for title in ("**Forward + backward**", "**Forward**", "| (3, 4, 5, 6) | float32 |", "loop in Python"):
+        assert title in table
+    assert (layer_results / "sweep.png").read_bytes().startswith(PNG)
+
+
+def test_a_ratio_stands_beside_its_bar():
+    shape = CPU_SHAPES[0]._asdict()
+    time = Spread((0.1, 0.2, 0.3)).as_dict("s")
+    ratios = {
+        "torch.nn.LSTM": {"ratio": 1.2, "iqr_by_round": 0.01, "bar": "≤ 1.05", "met": False},
+        "python-loop": {"ratio": 0.41, "iqr_by_round": 0.02, "bar": "≤ 0.5", "met": True},
+    }
+    row = {"shape": shape, "dtype": "float32", "passes": "forward + backward", "tf32": False, "axis": None}
+    row |= {"times": {"g2lstm": time, **dict.fromkeys(ratios, time)}, "skipped": {}, "ratios": ratios}
+    machine = {"processor": "P", "instructions": "I", "cores": 2, "threads": 2, "memory_gib": 4.0, "gpu": None}
+    settings = {"timer": "Timer", "rounds": 3, "gates": {"gate_type": "gumbel", "temperature": 0.9, "noise_prob": 0.2}}
+    result = {"rows": [row], "settings": settings, "machine": {**machine, "load_average": 0.0}, "command": "c"}
+    table = layer_markdown({**result, "versions": {"torch": "2", "kernels": "compiled"}})
+    assert "| 200 (100) | 1.20 (0.01) | ≤ 1.05, **not met** | 0.41 (0.02) | ≤ 0.5, met |" in table
+
+
+def log_line(updates: int, wpb: float, wps: float) -> str:
+    values = {"epoch": 1, "loss": "9", "wps": str(wps), "wpb": str(wpb), "num_updates": str(updates)}
+    return f"2026-01-01 00:00:00 | INFO | train_inner | {json.dumps(values)}\n"
+
+
+def test_training_speed_is_tokens_over_seconds_after_the_warm_up(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text("noise\n" + log_line(5, 99, 1) + log_line(10, 100, 50) + log_line(15, 100, 100))
+    intervals = fairseq_runs.read_intervals(log, 5, 5)
+    assert [(part.tokens, part.seconds) for part in intervals] == [(500, 10), (500, 5)]
+    training = fairseq_runs.Training(tuple(intervals), 1)
+    assert training.tokens_per_second == pytest.approx(1000 / 15)
+    with pytest.raises(UserError, match="raise --updates"):
+        fairseq_runs.read_intervals(log, 5, 15)
+
+
+def test_translating_speed_is_what_fairseq_says(tmp_path):
+    log = tmp_path / "generate.log"
+    log.write_text(
+        "H-1\t-0.5\tb b\nH-0\t-0.5\ta\n| INFO | fairseq_cli.generate | Translated 1,002 sentences "
+        "(13,123 tokens) in 8.6s (116.20 sentences/s, 1524.32 tokens/s)\n"
+    )
+    done = fairseq_runs.read_translation(log)
+    assert (done.sentences, done.sentences_per_second, done.hypotheses) == (1002, 116.2, ("a", "b b"))
+    log.write_text("H-0\t-0.5\ta\n")
+    with pytest.raises(UserError, match="run again"):
+        fairseq_runs.read_translation(log)
+
+
+def test_the_arms_differ_in_model_and_criterion_alone(tiny_data):
+    configs = {}
+    for arm, options in fairseq_runs.ARMS.items():
+        given = [*options, *fairseq_runs.RECIPE, "--encoder-bidirectional", "--max-tokens", 400]
+        configs[arm] = training_config(tiny_data, "--cpu", *given)
+    stock, ours = configs["lstm"], configs["g2lstm"]
+    for part in ("dataset", "optimization", "optimizer", "lr_scheduler", "task"):
+        assert stock[part] == ours[part], part
+    from fairseq_g2lstm.config import resolve
+
+    resolved = resolve(ours.model)
+    for name, value in vars(stock.model).items():
+        if name.startswith(("encoder_", "decoder_", "dropout", "share_")):
+            assert getattr(resolved, name) == value, name
+
+
+@pytest.mark.slow
+def test_the_end_to_end_benchmark_trains_and_translates_with_both_arms(tiny_data, train, tmp_path):
+    stock = train("stock", "--max-update", 4, "--disable-validation", arch="lstm") / "checkpoint_last.pt"
+    out, work = tmp_path / "out", tmp_path / "work"
+    done = run_module(
+        *("benchmarks.run", "end-to-end", "--smoke", "--device", "cpu", "--threads", 1, "--data", tiny_data),
+        *("--checkpoint", stock, "--encoders", "two", "--work", work, "--out", out),
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "results.json").read_text())
+    assert result["complete"]
+    (training,) = result["training"]
+    assert (training["encoder"], training["same_batches"]) == ("two", True)
+    for arm in ("lstm", "g2lstm"):
+        (one,) = training["runs"][arm]
+        assert [interval["updates"] for interval in one["intervals"]] == [2, 2]
+        assert one["peak_memory"] > 2**20
+    translation = result["translation"]
+    assert translation["sentences"] == translation["identical"] == 40
+    table = (out / "results.md").read_text()
+    assert table in done.stdout
+    for row in ("| two | float32 | target tokens/s |", "| two | float32 | peak memory, MiB |", "sentences/s, beam 5"):
+        assert row in table
+    # results are committed: nothing in them tells the machine's folders
+    assert str(tmp_path) not in (out / "results.json").read_text() + table
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["layer", "--shapes", "3,4,5"], "four sizes T,B,I,H"),
+        (["layer", "--rounds", "0"], "whole number >= 1"),
+        (["layer", "--peers", "haste"], "invalid choice"),
+        (["end-to-end", "--encoders", "three"], "invalid choice"),
+    ],
+)
+def test_a_wrong_option_gets_a_sentence(arguments, sentence, capsys):
+    with pytest.raises(SystemExit):
+        run.parse_arguments(arguments)
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand")
+def test_cuda_without_a_gpu_gets_a_sentence():
+    with pytest.raises(UserError, match="--device cuda needs a GPU"):
+        run.parse_arguments(["layer", "--device", "cuda"])
+
+
+def test_a_folder_without_data_gets_a_sentence(tmp_path):
+    done = run_module("benchmarks.run", "end-to-end", "--smoke", "--device", "cpu", "--data", tmp_path)
+    assert done.returncode == 1
+    assert "is no folder that fairseq-preprocess wrote" in done.stderr
+
+
+def test_default_results_go_beside_the_recorded_ones():
+    options = run.parse_arguments(["layer", "--device", "cpu"])
+    assert options.out == run.ROOT / "benchmarks/results/layer-cpu"
+    options = run.parse_arguments(["end-to-end", "--smoke", "--device", "cpu"])
+    assert options.out == run.ROOT / "runs/benchmark/end-to-end-cpu"
+    assert options.threads == len(os.sched_getaffinity(0))

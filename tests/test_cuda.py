@@ -1,0 +1,253 @@
+"""The CUDA operators against plain PyTorch on the CPU.
+
+They need a GPU; without one, test_cuda_host.py runs this file on the same code compiled for the CPU.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from cuda_on_host import VARIABLE
+from operator_cases import (
+    BF16,
+    DTYPES,
+    F16,
+    F32,
+    FORWARD_BOUND,
+    GRADIENT_BOUND,
+    HALF_TYPES,
+    MODES,
+    SEED,
+    Case,
+    DecoderCase,
+    LayerCase,
+    StepCase,
+    assert_identical,
+    assert_near,
+    case_name,
+    dtype_name,
+    leaves,
+    needs_kernels,
+    run,
+    run_reference,
+)
+from torch import Tensor
+
+from fairseq_g2lstm import reference
+from fairseq_g2lstm.philox import random_words
+
+ON_HOST = VARIABLE in os.environ
+DEVICE = "cpu" if ON_HOST else "cuda"
+pytestmark = [
+    needs_kernels,
+    pytest.mark.skipif(not (ON_HOST or torch.cuda.is_available()), reason="no CUDA GPU (torch.cuda.is_available())"),
+]
+needs_gpu = pytest.mark.skipif(ON_HOST, reason="runs on a GPU alone")
+
+ALL_DTYPES = [*DTYPES, *HALF_TYPES]
+# On CUDA half types are rounded at every step, as in torch's own LSTM: pre-activations, h and their gradients by half
+# an eps each. These errors neither add up over the steps, which forget, nor all point one way: two eps of the largest
+# element hold forward, four backward, where errors of both directions meet.
+FORWARD = FORWARD_BOUND | {dtype: 2 * torch.finfo(dtype).eps for dtype in HALF_TYPES}
+GRADIENT = GRADIENT_BOUND | {dtype: 4 * torch.finfo(dtype).eps for dtype in HALF_TYPES}
+
+
+@pytest.fixture(autouse=True)
+def products_in_full_precision() -> Iterator[None]:
+    names = ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    settings = torch.backends.cuda.matmul
+    before = [getattr(settings, name) for name in names]
+    for name in names:
+        setattr(settings, name, False)
+    yield
+    for name, value in zip(names, before, strict=True):
+        setattr(settings, name, value)
+
+
+def moved(value: Any, device: str) -> Any:
+    """Tensors on the device, in whatever holds them. Integers stay: lengths, seeds and rows belong on the CPU."""
+    if isinstance(value, Tensor):
+        return value if value.dtype == torch.int64 else value.to(device)
+    if isinstance(value, tuple):
+        items = [moved(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return [moved(item, device) for item in value] if isinstance(value, list) else value
+
+
+def on_device(function: Callable) -> Callable:
+    """The function, computed on the device: takes and returns tensors of the CPU."""
+    return lambda *args, **options: moved(function(*moved(args, DEVICE), **options), "cpu")
+
+
+def run_on_device(case: Case, tensors: dict[str, Tensor] | None = None):
+    return run(case, on_device(case.operator), leaves(tensors or case.tensors()))
+
+
+def assert_equals_reference(case: Case) -> None:
+    found, expected = run_on_device(case), run_reference(case)
+    assert found.outputs.keys() == expected.outputs.keys()
+    for name, output in found.outputs.items():
+        assert_near(output, expected.outputs[name], FORWARD[case.dtype], name)
+    for name, gradient in found.gradients.items():
+        # A gradient that is a sum of large terms is no more accurate than they are.
+        assert_near(gradient, expected.gradients[name], GRADIENT[case.dtype], f"gradient of {name}", floor=0.1)
+
+
+def name_of(case: Case) -> str:
+    mode = next(name for name, mode in MODES.items() if mode == case.mode)
+    return f"{case_name[type(case)]}, {mode}, {dtype_name(case.dtype)}"
+
+
+CASES = [
+    replace(case, mode=mode, dtype=dtype)
+    for case in (StepCase(rows=True), LayerCase(rows=True), DecoderCase())
+    for mode in MODES.values()
+    for dtype in ALL_DTYPES
+]
+
+
+@needs_gpu
+def test_the_cuda_kernels_are_built():
+    missing = [
+        name
+        for name in ("noise_words", "step", "layer", "decoder", "decoder_step")
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"g2lstm::{name}", "CUDA")
+    ]
+    assert not missing, f"no CUDA kernels for {', '.join(missing)}: install nvcc of torch's CUDA version and rebuild"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_equals_the_reference_in_every_mode(case):
+    assert_equals_reference(case)
+
+
+# Blocks have 256 threads, at most 128 side by side.
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_name)
+@pytest.mark.parametrize(("n_rows", "h_size"), [(1, 1), (300, 1), (1, 300), (7, 128), (3, 129), (2, 1150)])
+def test_step_equals_the_reference_at_every_size(n_rows, h_size, dtype):
+    assert_equals_reference(StepCase(n_rows, h_size, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("lengths", ["none", "ragged", "ones", "full"])
+def test_layer_equals_the_reference_at_every_length(lengths, reverse, dtype):
+    assert_equals_reference(LayerCase(lengths=lengths, reverse=reverse, dtype=dtype, mode=MODES["gumbel, mask"]))
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_name)
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1, 1), (1, 4, 3, 5), (6, 1, 2, 3), (4, 7, 5, 129), (6, 9, 256, 256), (3, 20, 400, 1150)], ids=str
+)
+def test_layer_equals_the_reference_at_every_size(size, dtype):
+    assert_equals_reference(LayerCase(*size, lengths="ragged", dtype=dtype, bias=size[0] > 1))
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("dropout", [False, True], ids=["no_dropout", "dropout"])
+@pytest.mark.parametrize("padding", [False, True], ids=["no_padding", "padding"])
+@pytest.mark.parametrize(("n_layers", "n_source"), [(1, 0), (3, 0), (1, 7), (3, 7)])
+def test_decoder_equals_the_reference_with_every_option(n_layers, n_source, padding, dropout, dtype):
+    assert_equals_reference(
+        DecoderCase(n_layers=n_layers, n_source=n_source, padding=padding, dropout=dropout, dtype=dtype, bias=padding)
+    )
+
+
+# Blocks have 256 threads: more source positions, and more units, than that; and fewer than the 32 of a warp.
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_name)
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1, 1, 1, 1, 1, 1), (3, 4, 5, 300, 1, 300, 7), (2, 3, 4, 33, 2, 257, 6), (5, 9, 64, 256, 2, 20, 512)],
+    ids=str,
+)
+def test_decoder_equals_the_reference_at_every_size(size, dtype):
+    assert_equals_reference(DecoderCase(*size, dtype=dtype))
+
+
+@pytest.mark.parametrize("rows", [None, [0, 2**32 - 1, 7]], ids=["own_rows", "numbered_rows"])
+@pytest.mark.parametrize("seed", [0, SEED, 2**63 - 1])
+@pytest.mark.parametrize(("h_size", "stream"), [(1, 0), (37, 1), (300, 2**32 - 1)])
+def test_random_words_are_the_references(h_size, stream, seed, rows):
+    given = None if rows is None else torch.tensor(rows)
+    words = torch.ops.g2lstm.noise_words(torch.tensor(seed).to(DEVICE), 4, 3, h_size, stream, given)
+    assert words.device.type == DEVICE
+    numbers = torch.arange(3) if given is None else given
+    expected = random_words(seed, torch.arange(4), numbers, h_size, stream // 2, bool(stream % 2))
+    assert torch.equal(words.cpu(), expected)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.mode == MODES["gumbel"]], ids=name_of)
+def test_outputs_and_gradients_are_bit_identical_from_run_to_run(case):
+    assert_identical(run_on_device(case), run_on_device(case))
+
+
+@pytest.mark.parametrize("case", [StepCase(), LayerCase(lengths="ragged", reverse=True), DecoderCase()], ids=name_of)
+def test_arguments_need_not_be_contiguous(case):
+    strided = {name: torch.stack((t, t), dim=-1)[..., 0] for name, t in case.tensors().items()}
+    assert not any(t.is_contiguous() for t in strided.values())
+    found = run(case, on_device(case.operator), {name: t.requires_grad_() for name, t in strided.items()})
+    assert_identical(found, run_on_device(case))
+
+
+def search_step(case: DecoderCase, source_rows: Tensor | None) -> tuple[tuple, tuple]:
+    """What the operator returns for the first step of a case, and the reference where it has the rows."""
+    t = case.tensors()
+    memory = reference.attention_memory(t["source"], case.source_padding(), t["w_query"], t["w_out"])
+    states, cells = [t["x"][0], t["h_0"], t["c_0"], t["feed_0"]], case.cells(t)
+    weights = [[cell.w_ih for cell in cells], [cell.w_hh for cell in cells], [cell.bias for cell in cells]]
+    found = torch.ops.g2lstm.decoder_step(
+        *moved([*states, *weights, *memory], DEVICE), source_rows, t["w_out"].to(DEVICE), 0.9, False
+    )
+    if source_rows is not None and not source_rows.is_cpu:
+        return found, ()
+    return found, reference.decoder_step(*states, cells, memory, source_rows, t["w_out"], mode=MODES["sharpened"])
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("rows", [None, [0, 0, 3, 2, 3]], ids=["own_source", "shared_sources"])
+def test_search_step_equals_the_reference(rows, dtype):
+    found, expected = search_step(DecoderCase(dtype=dtype), None if rows is None else torch.tensor(rows))
+    for one, other in zip(found, expected, strict=True):
+        # The reference's own half types are as far off.
+        assert_near(one.cpu(), other, 2 * FORWARD[dtype])
+
+
+@needs_gpu
+def test_source_rows_on_the_gpu_that_are_none_give_nan():
+    (out, _, _, attention), _ = search_step(DecoderCase(n_rows=3), torch.tensor([1, -1, 3], device=DEVICE))
+    for values in (out, attention):
+        assert values[0].isfinite().all() and values[1:].isnan().all()
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", [StepCase(), LayerCase(), DecoderCase()], ids=name_of)
+def test_operators_run_on_the_current_stream(case):
+    expected = run_on_device(case)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # clock ticks: what ran on another stream would read what is not there yet
+        found = run_on_device(case)
+    assert_identical(found, expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", [StepCase(), LayerCase(), DecoderCase()], ids=name_of)
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=dtype_name)
+def test_compiled_without_graph_breaks_equals_eager(case, dtype):
+    case = replace(case, dtype=dtype)
+    # aot_eager runs the fake kernels too, whose dtypes and shapes must be the kernels' own.
+    compiled = torch.compile(case.operator, backend="aot_eager", fullgraph=True)
+    found = run(case, on_device(compiled), leaves(case.tensors()))
+    assert_identical(found, run_on_device(case))
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", [LayerCase(), DecoderCase()], ids=name_of)
+def test_tensors_of_several_devices_get_a_sentence(case):
+    for name in case.tensors():
+        tensors = {other: t if other == name else t.to(DEVICE) for other, t in case.tensors().items()}
+        with pytest.raises((ValueError, RuntimeError), match="cpu"):
+            case.call(lambda *args, **options: case.operator(*args, **options), tensors)
