@@ -222,7 +222,7 @@ class G2LSTM(_Gated):
                 self._check_states(hx, padded.size(1))
                 if order is not None:
                     hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
-            output, (h_n, c_n) = self.run_padded(padded, lengths, hx, order)
+            output, (h_n, c_n) = self.run_padded(padded, lengths, hx, None if order is None else order.cpu())
             packed = pack_padded_sequence(output, lengths, enforce_sorted=True)
             if restore is not None:
                 h_n, c_n = h_n.index_select(1, restore), c_n.index_select(1, restore)

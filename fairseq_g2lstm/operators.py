@@ -168,12 +168,13 @@ def _(seed, n_steps, n_rows, hidden_size, stream, rows=None, dtype=torch.float32
 @torch.library.register_fake("g2lstm::step")
 def _(a, c, seed, rows, *_args):
     _check_devices(a, c, seed=seed, rows=rows)
-    return torch.empty_like(c, dtype=a.dtype), torch.empty_like(c), a.new_empty(a.shape, dtype=_gates_dtype(a))
+    gates = a.new_empty(a.shape, dtype=_gates_dtype(a))
+    return c.new_empty(c.shape, dtype=a.dtype), c.new_empty(c.shape), gates
 
 
 @torch.library.register_fake("g2lstm::step_backward")
 def _(grad_h, grad_c, gates, c, *_args):
-    return grad_h.new_empty(gates.shape), torch.empty_like(c)
+    return grad_h.new_empty(gates.shape), c.new_empty(c.shape)
 
 
 @torch.library.register_fake("g2lstm::layer")
@@ -248,7 +249,7 @@ def _(*args):
 @torch.library.register_fake("g2lstm::decoder_step")
 def _(x, h, c, feed, w_ih, w_hh, bias, keys, *_args):
     attention = x.new_empty((x.size(0), 0 if keys is None else keys.size(1)))
-    return torch.empty_like(feed), torch.empty_like(h), torch.empty_like(c), attention
+    return feed.new_empty(feed.shape), h.new_empty(h.shape), c.new_empty(c.shape), attention
 
 
 @torch.library.register_fake("g2lstm::dropout")
@@ -302,9 +303,10 @@ def _backward_layer(ctx: Any, grad_outputs: Tensor | None, grad_h_n: Tensor | No
     if grad_outputs is None and grad_h_n is None and grad_c_n is None:
         return (None,) * 16
     need_x = ctx.needs_input_grad[0]
-    grad_x, grad_h, grad_c, grad_w_ih, grad_w_hh, grad_bias = _ops.layer_backward(
-        grad_outputs, grad_h_n, grad_c_n, *ctx.saved_tensors, *ctx.options, need_x
-    )
+    with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+        grad_x, grad_h, grad_c, grad_w_ih, grad_w_hh, grad_bias = _ops.layer_backward(
+            grad_outputs, grad_h_n, grad_c_n, *ctx.saved_tensors, *ctx.options, need_x
+        )
     need_b_ih, need_b_hh = ctx.needs_input_grad[5:7]
     return (
         grad_x if need_x else None,
@@ -335,9 +337,10 @@ def _backward_decoder(ctx: Any, *grads: Tensor | None) -> tuple:
         return *[None] * 4, [None] * n, [None] * n, [None] * ctx.n_biases, *[None] * 11
     x, h_0, c_0, feed_0, *rest = ctx.saved_tensors
     w_ih, w_hh, rest = rest[:n], rest[n : 2 * n], rest[2 * n :]
-    grad_x, grad_h, grad_c, grad_feed, grad_w_ih, grad_w_hh, grad_bias, *grad_attention = _ops.decoder_backward(
-        *grads, x, h_0, c_0, feed_0, w_ih, w_hh, *rest, *ctx.options
-    )
+    with torch.autocast(x.device.type, enabled=False):
+        grad_x, grad_h, grad_c, grad_feed, grad_w_ih, grad_w_hh, grad_bias, *grad_attention = _ops.decoder_backward(
+            *grads, x, h_0, c_0, feed_0, w_ih, w_hh, *rest, *ctx.options
+        )
     grad_source, grad_w_query, grad_w_out = (None if rest[0] is None else grad for grad in grad_attention)
     return (
         grad_x,
@@ -385,6 +388,14 @@ def _no_second_derivative(ctx: Any, *_grads: Tensor | None) -> None:
     )
 
 
+def _no_gradient(ctx: Any, *_grads: Tensor | None) -> None:
+    raise NotImplementedError(
+        "g2lstm::decoder_step has no gradients: call it under torch.no_grad(), or call fairseq_g2lstm.ops.decoder_step, "
+        "which takes plain PyTorch where they are needed"
+    )
+
+
+torch.library.register_autograd("g2lstm::decoder_step", _no_gradient)
 for _name, _setup, _backward in (
     ("step", _setup_step, _backward_step),
     ("layer", _setup_layer, _backward_layer),
@@ -416,6 +427,6 @@ def _register_autocast(name: str, device_type: str) -> None:
     _library.impl(name, call, "AutocastCPU" if device_type == "cpu" else "AutocastCUDA")
 
 
-for _name in ("layer", "decoder"):
+for _name in ("layer", "decoder", "decoder_step"):
     for _device_type in ("cpu", "cuda"):
         _register_autocast(_name, _device_type)

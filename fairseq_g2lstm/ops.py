@@ -45,6 +45,8 @@ try:
 except ImportError as error:
     _error = str(error)
 
+_has_cuda = _compiled is not None and torch._C._dispatch_has_kernel_for_dispatch_key("g2lstm::layer", "CUDA")
+
 
 def kernels_error() -> str | None:
     """Why the compiled kernels are not there, or None where they are."""
@@ -72,7 +74,7 @@ def _backend(name: str, device: torch.device) -> Callable[..., Any]:
             "pip install --no-build-isolation --no-deps --force-reinstall . with the torch that will run it"
         )
         return getattr(reference, name)
-    if device.type == "cuda" and not torch._C._dispatch_has_kernel_for_dispatch_key("g2lstm::layer", "CUDA"):
+    if device.type == "cuda" and not _has_cuda:
         _warn_once(
             "fairseq_g2lstm was built without its CUDA kernels, plain PyTorch computes instead, several times slower: "
             "install nvcc of torch's CUDA version and install the project again"

@@ -290,7 +290,7 @@ def lstm_layer(
         else:
             h = torch.where(valid[t], h_new, h)
             c = torch.where(valid[t], c_new, c)
-            outputs.append(h_new * valid[t])
+            outputs.append(torch.where(valid[t], h_new, 0.0))
         if need_gates:
             gates.append(z.detach())
     if reverse:

@@ -264,3 +264,17 @@ def test_search_step_gives_gradients_where_they_are_wanted():
 def test_search_step_has_no_noise():
     with torch.no_grad(), pytest.raises(ValueError, match="a decoder step has no noise, got noise_prob=0.2"):
         ops.decoder_step(*search_arguments(DecoderCase()), mode=MODES["gumbel"])
+
+
+def test_strided_biases_of_stacked_cells_are_read_right():
+    torch.manual_seed(0)
+    x, states, feed = torch.randn(3, 2, 5), torch.randn(2, 2, 2, 4), torch.randn(2, 4)
+    weights = [torch.randn(16, 9), torch.randn(16, 4)], [torch.randn(16, 4), torch.randn(16, 4)]
+    strided = [torch.randn(16, 3)[:, 1] for _ in range(2)]
+    found, expected = (
+        torch.ops.g2lstm.decoder(
+            x, *states, feed, *weights, biases, None, None, None, None, None, None, 1.0, 0.0, "step", False, False
+        )[0]
+        for biases in (strided, [bias.contiguous() for bias in strided])
+    )
+    assert torch.equal(found, expected)

@@ -510,3 +510,53 @@ def test_decoders_backward_refuses_saved_tensors_of_other_sizes(name):
         torch.ops.g2lstm.decoder_backward(
             torch.ones(2, 2, 5), *[None] * 4, *states, *weights, *attention, *saved.values(), *options
         )
+
+
+# What only a direct call can do wrong
+
+
+def decoder_step_arguments(h_size: int = 4, dtype: torch.dtype = F32) -> list:
+    x, states, feed = torch.randn(3, 5), torch.randn(2, 1, 3, h_size), torch.randn(3, h_size)
+    weights = [torch.randn(4 * h_size, 5 + h_size)], [torch.randn(4 * h_size, h_size)], [torch.randn(4 * h_size)]
+    return [x, *states, feed, *weights, None, None, None, None, None, 1.0, False]
+
+
+def test_a_search_step_of_no_units_is_refused():
+    with pytest.raises(ValueError, match=r"h must be \(L, B, H\), got"):
+        torch.ops.g2lstm.decoder_step(*decoder_step_arguments(h_size=0))
+
+
+def test_a_search_step_called_directly_refuses_to_be_differentiated():
+    arguments = decoder_step_arguments()
+    arguments[0].requires_grad_()
+    out = torch.ops.g2lstm.decoder_step(*arguments)[0]
+    with pytest.raises(NotImplementedError, match="decoder_step has no gradients"):
+        out.sum().backward()
+
+
+def test_cross_entropys_backward_refuses_targets_that_are_no_class():
+    logits = torch.randn(3, 5)
+    one = torch.tensor(1.0)
+    _, _, normalizer = torch.ops.g2lstm.cross_entropy(logits, torch.tensor([0, 1, 2]), -100)
+    with pytest.raises(IndexError, match="targets must be between 0 and 4, got 5"):
+        torch.ops.g2lstm.cross_entropy_backward(one, one, logits, torch.tensor([0, 1, 5]), normalizer, -100)
+    with pytest.raises(ValueError, match="log_normalizer must have shape"):
+        torch.ops.g2lstm.cross_entropy_backward(one, one, logits, torch.tensor([0, 1, 2]), normalizer[:2], -100)
+
+
+def test_layers_backward_refuses_a_gradient_of_another_shape():
+    x, h, w_ih, w_hh = torch.randn(3, 2, 5), torch.zeros(2, 4), torch.randn(16, 5), torch.randn(16, 4)
+    options = [None, None, None, 0, 1.0, 0.0, "step", False]
+    outputs, _, _, _, gates, cells = torch.ops.g2lstm.layer(x, h, h, w_ih, w_hh, None, None, *options, False)
+    saved = [x, h, h, w_ih, w_hh, outputs, gates, cells]
+    with pytest.raises(ValueError, match="grad_outputs must have shape"):
+        torch.ops.g2lstm.layer_backward(torch.ones(1, 2, 4), None, None, *saved, *options, True)
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-300])
+def test_the_smallest_temperatures_make_no_nan(temperature):
+    a = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    h, c = ops.lstm_step(a, torch.ones(1, 1), mode=GateMode(temperature))
+    expected = 0.5 + 0.5 * torch.tanh(torch.tensor(1.0))
+    torch.testing.assert_close(c, expected.view(1, 1))
+    assert h.isfinite().all()

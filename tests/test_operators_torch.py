@@ -336,3 +336,44 @@ def test_cells_with_named_weights_are_what_the_decoder_takes():
     positional = [CellWeights(*cell) for cell in args[4]]
     found = ops.decoder(*args[:4], tuple(positional), *args[5:], **options)
     assert torch.equal(found.outputs, ops.decoder(*args, **options).outputs)
+
+
+# What users do under autocast
+
+
+@needs_kernels
+@pytest.mark.parametrize("inside", [True, False], ids=["backward_inside", "backward_outside"])
+def test_backward_under_autocast_gives_the_gradients_of_backward_outside_it(inside):
+    torch.manual_seed(0)
+    lstm = G2LSTM(5, 8, gate_type="sigmoid")
+    x, states = torch.randn(4, 3, 5), (torch.randn(1, 3, 8), torch.randn(1, 3, 8))
+    gradients = []
+    for within in (inside, False):
+        lstm.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = lstm(x, states)[0].float().sum()
+            if within:
+                loss.backward()
+        if not within:
+            loss.backward()
+        gradients.append([weight.grad.clone() for weight in lstm.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("attends", [True, False], ids=["attention", "no_attention"])
+def test_the_search_step_runs_under_autocast(attends):
+    torch.manual_seed(0)
+    cells = [ops.CellWeights(torch.randn(32, 13) / 3, torch.randn(32, 8) / 3, torch.randn(32), torch.randn(32))]
+    x, states, feed = torch.randn(3, 5), torch.randn(2, 1, 3, 8), torch.randn(3, 8)
+    memory = w_out = None
+    if attends:
+        w_out = torch.randn(8, 14) / 4
+        memory = ops.attention_memory(torch.randn(7, 3, 6), None, torch.randn(6, 8) / 3, w_out)
+    with torch.no_grad():
+        expected = ops.decoder_step(x, *states, feed, cells, memory, None, w_out, mode=ops.GateMode())
+        with torch.autocast("cpu", torch.bfloat16):
+            found = ops.decoder_step(x, *states, feed, cells, memory, None, w_out, mode=ops.GateMode())
+    assert found[0].dtype == torch.bfloat16
+    # some ten roundings to 8 bits of numbers near 1
+    torch.testing.assert_close(found[0].float(), expected[0], rtol=0, atol=10 * 2**-8)

@@ -3,7 +3,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -43,7 +45,8 @@ struct GateOptions {
 
   template <class F>
   GateSpec<F> spec() const {
-    return {static_cast<F>(1.0 / temperature), hard};
+    const double most = std::numeric_limits<F>::max();  // a smaller temperature's inverse would turn 0 into NaN
+    return {static_cast<F>(std::min(1.0 / temperature, most)), hard};
   }
 
   void fill(NoiseSpec& noise, const OptionalTensor& seed, std::int64_t stream) const {

@@ -10,7 +10,6 @@ namespace g2lstm {
 struct DecoderSizes {
   std::int64_t steps, rows, inputs, units, layers, source = 0, source_units = 0;
 
-  // source_rows: batch rows of the source
   DecoderSizes(
       const at::Tensor& x, const at::Tensor& h_0, const at::Tensor& c_0, const at::Tensor& feed_0,
       at::TensorList w_ih, at::TensorList w_hh, at::TensorList bias) {
@@ -41,6 +40,12 @@ struct DecoderSizes {
       check_shape("bias", bias[layer], {4 * units});
       check_like("bias", bias[layer], x);
     }
+  }
+
+  void check_dropout(const at::Tensor& x, const OptionalTensor& mask) const {
+    if (!mask.has_value()) return;
+    check_shape("dropout_mask", *mask, {steps, layers, rows, units});
+    check_like("dropout_mask", *mask, x);
   }
 
   void check_attention(

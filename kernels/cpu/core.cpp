@@ -1,6 +1,7 @@
 // The choice of the instruction set.
 #include "core.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -17,8 +18,13 @@ int capability() {
   }
   const char* wanted = std::getenv("G2LSTM_CPU_CAPABILITY");
   if (wanted == nullptr) return best;
-  const int most = std::strcmp(wanted, "default") == 0 ? 0 : std::strcmp(wanted, "avx2") == 0 ? 1 : 2;
-  return most < best ? most : best;
+  const char* const names[] = {"default", "avx2", "avx512"};
+  for (int most = 0; most < 3; ++most) {
+    if (std::strcmp(wanted, names[most]) == 0) return most < best ? most : best;
+  }
+  std::fprintf(
+      stderr, "g2lstm: G2LSTM_CPU_CAPABILITY must be default, avx2 or avx512, got %s: taking %s\n", wanted, names[best]);
+  return best;
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace {
 
 std::vector<Tensor> all_to(at::TensorList tensors, at::ScalarType dtype) {
   std::vector<Tensor> out;
-  for (const Tensor& tensor : tensors) out.push_back(tensor.to(dtype));
+  for (const Tensor& tensor : tensors) out.push_back(tensor.to(dtype).contiguous());
   return out;
 }
 
@@ -30,9 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   DecoderSizes size(x_given, h_0_given, c_0_given, feed_0_given, w_ih_given, w_hh_given, bias_given);
   size.check_attention(x_given, source_given, padding_given, w_query, w_out);
   check_seed(seed);
-  if (dropout_given.has_value()) {
-    check_shape("dropout_mask", *dropout_given, {size.steps, size.layers, size.rows, size.units});
-  }
+  size.check_dropout(x_given, dropout_given);
   const auto dtype = state_dtype(x_given), given = x_given.scalar_type();
   const Tensor x = x_given.to(dtype).contiguous();
   const auto options = x.options();
@@ -100,6 +98,9 @@ decoder_backward(
   DecoderRun run(GateOptions(temperature, noise_prob, noise_sharing, hard));
   DecoderSizes size(x_given, h_0_given, c_0_given, feed_0_given, w_ih_given, w_hh_given, {});
   size.check_attention(x_given, source_given, padding_given, w_query_given, w_out_given);
+  size.check_dropout(x_given, dropout_given);
+  if (grad_outputs.has_value()) check_shape("grad_outputs", *grad_outputs, outputs.sizes());
+  if (grad_attention.has_value()) check_shape("grad_attention", *grad_attention, attention.sizes());
   const auto dtype = state_dtype(x_given), given = x_given.scalar_type();
   check_shape("outputs", outputs, {size.steps, size.rows, size.units});
   check_saved("attention", attention, {size.steps, size.rows, size.source}, dtype);

@@ -1,39 +1,11 @@
 // One step of beam search on the CPU: no noise, no dropout, no gradients.
 #include <torch/library.h>
 
+#include "../binding/step.h"
 #include "tensors.h"
 
 namespace g2lstm {
 namespace {
-
-void check_memory(
-    const Tensor& x, const Tensor& h, const Tensor& keys, const OptionalTensor& values, const OptionalTensor& padding,
-    const OptionalTensor& source_rows, const OptionalTensor& w_out) {
-  TORCH_CHECK_VALUE(values.has_value() && w_out.has_value(), "attention needs keys, values and w_out, got None");
-  TORCH_CHECK_VALUE(
-      keys.dim() == 3 && keys.size(2) == h.size(2), "keys must be (B', S, H) with H = ", h.size(2), ", got ",
-      keys.sizes());
-  check_shape("values", *values, keys.sizes());
-  for (const Tensor& tensor : {keys, *values, *w_out}) check_like("the attention", tensor, x);
-  TORCH_CHECK_VALUE(
-      w_out->dim() == 2 && w_out->size(0) == h.size(2) && w_out->size(1) >= h.size(2), "w_out must be (H, E + H), got ",
-      w_out->sizes());
-  if (padding.has_value()) {
-    check_shape("source_padding", *padding, {keys.size(0), keys.size(1)});
-    TORCH_CHECK_VALUE(
-        padding->scalar_type() == at::kBool, "source_padding must be bool, got ", padding->scalar_type());
-  }
-  if (!source_rows.has_value()) {
-    TORCH_CHECK_VALUE(
-        keys.size(0) == x.size(0), "keys must have ", x.size(0), " rows, or source_rows say whose they are, got ",
-        keys.size(0));
-    return;
-  }
-  check_rows(source_rows, x.size(0));
-  TORCH_CHECK_VALUE(
-      source_rows->min().item<std::int64_t>() >= 0 && source_rows->max().item<std::int64_t>() < keys.size(0),
-      "source_rows must be between 0 and ", keys.size(0) - 1);
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
     const Tensor& x_given, const Tensor& h_given, const Tensor& c_given, const Tensor& feed_given,
@@ -41,31 +13,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
     const OptionalTensor& values_given, const OptionalTensor& padding_given, const OptionalTensor& rows_given,
     const OptionalTensor& w_out, double temperature, bool hard) {
   const GateOptions options(temperature, 0.0, "step", hard);
-  check_supported(x_given);
-  TORCH_CHECK_VALUE(
-      x_given.dim() == 2 && x_given.size(0) > 0, "x must be (B, I) with at least one row, got ", x_given.sizes());
-  TORCH_CHECK_VALUE(h_given.dim() == 3, "h must be (L, B, H), got ", h_given.dim(), " dimensions");
-  const std::int64_t layers = h_given.size(0), rows = x_given.size(0), units = h_given.size(2);
-  TORCH_CHECK_VALUE(
-      static_cast<std::int64_t>(w_ih.size()) == layers && w_hh.size() == w_ih.size() &&
-          (bias.empty() || bias.size() == w_ih.size()),
-      "w_ih, w_hh and bias must hold one tensor for each of ", layers, " cells, got ", w_ih.size(), ", ", w_hh.size(),
-      " and ", bias.size());
-  check_shape("h", h_given, {layers, rows, units});
-  check_shape("c", c_given, {layers, rows, units});
-  check_shape("feed", feed_given, {rows, units});
-  for (const Tensor& tensor : {h_given, c_given, feed_given}) check_like("a state", tensor, x_given);
-  for (std::int64_t layer = 0; layer < layers; ++layer) {
-    check_shape("w_ih", w_ih[layer], {4 * units, units + (layer == 0 ? x_given.size(1) : 0)});
-    check_shape("w_hh", w_hh[layer], {4 * units, units});
-    check_like("w_ih", w_ih[layer], x_given);
-    check_like("w_hh", w_hh[layer], x_given);
-    if (!bias.empty()) check_shape("bias", bias[layer], {4 * units});
-  }
-  if (keys_given.has_value()) {
-    check_memory(x_given, h_given, *keys_given, values_given, padding_given, rows_given, w_out);
-  }
-
+  DecoderStepSizes size(x_given, h_given, c_given, feed_given, w_ih, w_hh, bias);
+  size.check_memory(x_given, keys_given, values_given, padding_given, w_out);
+  if (keys_given.has_value()) size.check_source_rows(x_given, rows_given);
+  const std::int64_t layers = size.layers, rows = size.rows, units = size.units;
   const auto dtype = state_dtype(x_given), given = x_given.scalar_type();
   const Tensor h = h_given.to(dtype), c = c_given.to(dtype).contiguous();
   Tensor h_next = at::empty({layers, rows, units}, c.options()), c_next = at::empty_like(h_next);

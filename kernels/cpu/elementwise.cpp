@@ -41,25 +41,30 @@ CrossEntropy<F> make_task(
   return task;
 }
 
+// logits (N, V) and targets (N,), each a class or ignore_index
+void check_cross_entropy(const Tensor& logits, const Tensor& targets, std::int64_t ignore_index) {
+  check_supported(logits);
+  TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(1) > 0, "logits must be (N, V), got ", logits.sizes());
+  const std::int64_t rows = logits.size(0), classes = logits.size(1);
+  TORCH_CHECK_VALUE(
+      targets.scalar_type() == at::kLong && targets.dim() == 1 && targets.size(0) == rows && targets.is_cpu(),
+      "targets must be ", rows, " int64 numbers on the CPU, got ", targets.sizes(), " of ", targets.scalar_type(),
+      " on ", targets.device());
+  const auto* const target = targets.const_data_ptr<std::int64_t>();
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int64_t number = target[row * targets.stride(0)];
+    TORCH_CHECK_INDEX(
+        number == ignore_index || (number >= 0 && number < classes), "targets must be between 0 and ", classes - 1,
+        ", got ", number);
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor> cross_entropy(
     const Tensor& logits_given, const Tensor& targets_given, std::int64_t ignore_index) {
-  check_supported(logits_given);
-  TORCH_CHECK_VALUE(
-      logits_given.dim() == 2 && logits_given.size(1) > 0, "logits must be (N, V), got ", logits_given.sizes());
-  const std::int64_t rows = logits_given.size(0), classes = logits_given.size(1);
-  TORCH_CHECK_VALUE(
-      targets_given.scalar_type() == at::kLong && targets_given.dim() == 1 && targets_given.size(0) == rows &&
-          targets_given.device().is_cpu(),
-      "targets must be ", rows, " int64 numbers on the CPU, got ", targets_given.sizes(), " of ",
-      targets_given.scalar_type(), " on ", targets_given.device());
+  check_cross_entropy(logits_given, targets_given, ignore_index);
+  const std::int64_t rows = logits_given.size(0);
   const auto dtype = state_dtype(logits_given);
   const Tensor logits = logits_given.to(dtype).contiguous(), targets = targets_given.contiguous();
-  const auto* target = targets.const_data_ptr<std::int64_t>();
-  for (std::int64_t row = 0; row < rows; ++row) {
-    TORCH_CHECK_INDEX(
-        target[row] == ignore_index || (target[row] >= 0 && target[row] < classes), "targets must be between 0 and ",
-        classes - 1, ", got ", target[row]);
-  }
   Tensor log_normalizer = at::empty({rows}, logits.options());
   Tensor nll = at::empty({rows}, logits.options().dtype(at::kDouble)), smooth = at::empty_like(nll);
   AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::cross_entropy", [&] {
@@ -75,7 +80,9 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(
 Tensor cross_entropy_backward(
     const OptionalTensor& grad_nll, const OptionalTensor& grad_smooth, const Tensor& logits_given,
     const Tensor& targets_given, const Tensor& log_normalizer, std::int64_t ignore_index) {
+  check_cross_entropy(logits_given, targets_given, ignore_index);
   const auto dtype = state_dtype(logits_given);
+  check_saved("log_normalizer", log_normalizer, {logits_given.size(0)}, dtype);
   const Tensor logits = logits_given.to(dtype).contiguous(), targets = targets_given.contiguous();
   Tensor grad = at::empty_like(logits);
   AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::cross_entropy_backward", [&] {

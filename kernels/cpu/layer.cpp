@@ -175,6 +175,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
   const LayerSizes size(x_given, h_0_given, c_0_given, w_ih_given, w_hh_given, std::nullopt, std::nullopt);
   const auto dtype = state_dtype(x_given), given = x_given.scalar_type();
   check_shape("outputs", outputs, {size.steps, size.rows, size.units});
+  if (grad_outputs.has_value()) check_shape("grad_outputs", *grad_outputs, outputs.sizes());
   check_saved("cells", cells, {size.steps, size.rows, size.units}, dtype);
   check_saved("gates", gates, {size.steps, size.rows, 4 * size.units}, dtype);
   check_lengths(lengths_given, size.steps, size.rows);

@@ -11,6 +11,7 @@ namespace g2lstm {
 // weights stay in its cache; where blocks are fewer than threads, rows are split as well.
 template <class Work>
 void split(std::int64_t blocks, std::int64_t rows, const Work& work) {
+  if (blocks == 0 || rows == 0) return;
   const std::int64_t threads = at::get_num_threads();
   if (blocks >= threads || rows == 1) {
     at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) { work(begin, end, 0, rows); });

@@ -1,6 +1,7 @@
 // The step and the noise's random words on the CPU.
 #include <torch/library.h>
 
+#include "../binding/step.h"
 #include "tensors.h"
 
 namespace g2lstm {
@@ -33,29 +34,17 @@ Tensor noise_words(
   return words;
 }
 
-// The sizes of a step, checked: a (B, 4H) and c (B, H), c in the dtype of a or of the state.
-void check_step(const Tensor& a, const Tensor& c) {
-  check_supported(a);
-  TORCH_CHECK_VALUE(
-      a.dim() == 2 && a.size(1) > 0 && a.size(1) % 4 == 0, "a must be (B, 4H), got ", a.sizes());
-  check_shape("c", c, {a.size(0), a.size(1) / 4});
-  TORCH_CHECK_VALUE(c.device() == a.device(), "c is on ", c.device(), " and a on ", a.device());
-  TORCH_CHECK_VALUE(
-      c.scalar_type() == a.scalar_type() || c.scalar_type() == state_dtype(a), "c must have dtype ", state_dtype(a),
-      ", got ", c.scalar_type());
-}
-
 std::tuple<Tensor, Tensor, Tensor> step(
     const Tensor& a, const Tensor& c_given, const OptionalTensor& seed, const OptionalTensor& rows_given,
     std::int64_t t, std::int64_t stream, double temperature, double noise_prob, c10::string_view noise_sharing,
     bool hard) {
   const GateOptions options(temperature, noise_prob, noise_sharing, hard);
-  check_step(a, c_given);
+  const StepSizes size(a, c_given);
   check_seed(seed);
-  check_rows(rows_given, a.size(0));
+  check_rows(rows_given, size.rows);
   if (noise_prob > 0) check_number("step", t);
   const auto dtype = state_dtype(a);
-  const std::int64_t h_size = a.size(1) / 4;
+  const std::int64_t h_size = size.units;
   const OptionalTensor rows = contiguous(rows_given);
   const Tensor c = c_given.to(dtype).contiguous();
   Tensor gates = at::empty(a.sizes(), c.options());
@@ -72,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> step(
     step.t = t;
     step.gates = options.spec<scalar_t>();
     step.noise = noise;
-    split(core<scalar_t>().blocks({h_size, 4}), a.size(0), [&](auto... range) {
+    split(core<scalar_t>().blocks({h_size, 4}), size.rows, [&](auto... range) {
       core<scalar_t>().forward(step, range...);
     });
   });
@@ -84,7 +73,9 @@ std::tuple<Tensor, Tensor> step_backward(
     const Tensor& c_next_given, const OptionalTensor&, const OptionalTensor&, std::int64_t t, std::int64_t,
     double temperature, double noise_prob, c10::string_view noise_sharing, bool hard) {
   const GateOptions options(temperature, noise_prob, noise_sharing, hard);
-  check_step(gates_given, c_given);
+  check_supported(gates_given);
+  TORCH_CHECK_VALUE(gates_given.dim() == 2, "gates must be (B, 4H), got ", gates_given.sizes());
+  check_shape("c", c_given, {gates_given.size(0), gates_given.size(1) / 4});
   check_shape("c_next", c_next_given, c_given.sizes());
   check_shape("grad_h", grad_h_given, c_given.sizes());
   check_shape("grad_c", grad_c_given, c_given.sizes());
@@ -112,6 +103,10 @@ std::tuple<Tensor, Tensor> step_backward(
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(g2lstm, m) {
+  m.def("cpu_capability() -> str", [] { return std::string(core<float>().name); });
+}
 
 TORCH_LIBRARY_IMPL(g2lstm, CPU, m) {
   m.impl("noise_words", noise_words);
