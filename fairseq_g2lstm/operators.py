@@ -390,7 +390,7 @@ def _no_second_derivative(ctx: Any, *_grads: Tensor | None) -> None:
 
 def _no_gradient(ctx: Any, *_grads: Tensor | None) -> None:
     raise NotImplementedError(
-        "g2lstm::decoder_step has no gradients: call it under torch.no_grad(), or call fairseq_g2lstm.ops.decoder_step, "
+        "g2lstm::decoder_step has no gradients: call it under torch.no_grad(), or fairseq_g2lstm.ops.decoder_step, "
         "which takes plain PyTorch where they are needed"
     )
 
