@@ -117,7 +117,7 @@ def decoder_step(
     *,
     mode: GateMode,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """One step of beam search; see `reference.decoder_step`. It has no gradients."""
+    """One step of beam search; see `reference.decoder_step`, which computes it where gradients are enabled."""
     if mode.noise_prob > 0 or torch.is_grad_enabled():
         return reference.decoder_step(x, h, c, feed, cells, memory, source_rows, w_out, mode=mode)
     w_ih, w_hh = [cell.w_ih for cell in cells], [cell.w_hh for cell in cells]

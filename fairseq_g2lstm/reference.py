@@ -520,6 +520,9 @@ def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
         p: the probability of dropping, 0 to 1.
         seed: 0-dim int64 CPU tensor.
 
+    Returns:
+        x's shape and dtype: 0 where dropped, x / (1 - p) elsewhere.
+
     Element e is dropped where word e % 64 // 16 of the counter c = e // 64 * 16 + e % 16 is below floor(p 2^32): words
     (c modulo 2^32, c // 2^32, 0, 2^32 - 1), of which the last is no stream of any layer.
     """
