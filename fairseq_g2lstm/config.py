@@ -1,9 +1,9 @@
-"""Options of the `g2lstm` model and the sizes of its architectures."""
+"""Options of the gates and of the `g2lstm` model, and the sizes of its architectures."""
 
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Optional, TypeAlias
+from typing import Any, NamedTuple, Optional, TypeAlias
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import DictConfig
@@ -23,8 +23,8 @@ from .reference import (
 
 
 @dataclass
-class G2LSTMConfig(FairseqDataclass):
-    """Options of the model; all but the gates' have the names and meanings of fairseq's stock `lstm`."""
+class GateConfig(FairseqDataclass):
+    """Options of the gates, the same for every model."""
 
     gate_type: ChoiceEnum(list(GATE_TYPES)) = field(  # type: ignore[valid-type]
         default="gumbel",
@@ -51,6 +51,12 @@ class G2LSTMConfig(FairseqDataclass):
             "auto: tempered for sharpened, soft for the others"
         },
     )
+
+
+@dataclass
+class G2LSTMConfig(GateConfig):
+    """Options of the model; all but the gates' have the names and meanings of fairseq's stock `lstm`."""
+
     dropout: Optional[float] = field(default=None, metadata={"help": "dropout probability"})
     encoder_embed_dim: Optional[int] = field(
         default=None, metadata={"help": "encoder embedding dimension"}
@@ -161,39 +167,63 @@ FALLBACKS: dict[str, Any] = {
 ModelOptions: TypeAlias = Namespace | DictConfig | FairseqDataclass | Mapping
 
 
-def apply_architecture(name: str, options: ModelOptions) -> None:
+class OptionTables(NamedTuple):
+    """What the options of a model are and where those come from that nobody set.
+
+    config: the dataclass. architectures: sizes by the architecture's name, the model's own name first.
+    fallbacks: what is used where neither the user nor the architecture sets an option; a name stands for that option.
+    """
+
+    config: type[GateConfig]
+    architectures: dict[str, dict[str, Any]]
+    fallbacks: dict[str, Any]
+
+
+TRANSLATION = OptionTables(G2LSTMConfig, ARCHITECTURES, FALLBACKS)
+
+
+def apply_architecture(name: str, options: ModelOptions, tables: OptionTables = TRANSLATION) -> None:
     """Fills in, in place, every option that is missing or None from the architecture and the defaults.
 
     Args:
-        name: a key of `ARCHITECTURES`.
+        name: one of the tables' architectures.
         options: a Namespace, a DictConfig open for new keys, or a dataclass instance.
+        tables: the model's.
     """
-    for option in fields(G2LSTMConfig):
+    for option in fields(tables.config):
         if option.name.startswith("_") or getattr(options, option.name, None) is not None:
             continue
-        setattr(options, option.name, ARCHITECTURES[name].get(option.name, option.default))
-    for option_name, fallback in FALLBACKS.items():
+        setattr(options, option.name, tables.architectures[name].get(option.name, option.default))
+    for option_name, fallback in tables.fallbacks.items():
         if getattr(options, option_name, None) is None:
-            value = getattr(options, fallback) if isinstance(fallback, str) else fallback
-            setattr(options, option_name, value)
+            setattr(options, option_name, getattr(options, str(fallback), fallback))
 
 
 def resolve(options: ModelOptions) -> Namespace:
-    """The complete, checked options of a model.
+    """The complete, checked options of a translation model; see `complete`."""
+    resolved = complete(options, TRANSLATION)
+    _check(resolved)
+    return resolved
+
+
+def complete(options: ModelOptions, tables: OptionTables) -> Namespace:
+    """The complete options of a model, those that all models have checked.
 
     Args:
         options: what fairseq hands to `build_model`: a Namespace (older checkpoints), a DictConfig or a dataclass
             instance, perhaps without options that came later, perhaps without the architecture's sizes.
+        tables: the model's.
 
     Returns:
-        A Namespace with every field of `G2LSTMConfig`, none of the sizes None.
+        A Namespace with every field of the tables' dataclass, none of the sizes None.
 
     Raises:
         ValueError: an option is outside its range; the message names it and what is accepted.
     """
-    name = getattr(options, "_name", None) or getattr(options, "arch", None) or "g2lstm"
-    if name not in ARCHITECTURES:
-        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}")
+    default_name = next(iter(tables.architectures))
+    name = getattr(options, "_name", None) or getattr(options, "arch", None) or default_name
+    if name not in tables.architectures:
+        raise ValueError(f"architecture must be one of {', '.join(tables.architectures)}, got {name!r}")
     if is_dataclass(options):
         given = {f.name: getattr(options, f.name) for f in fields(options)}
     else:
@@ -201,10 +231,10 @@ def resolve(options: ModelOptions) -> Namespace:
             str(key): value
             for key, value in (vars(options) if isinstance(options, Namespace) else options).items()
         }
-    known = {f.name for f in fields(G2LSTMConfig)}
+    known = {f.name for f in fields(tables.config)}
     resolved = Namespace(**{key: value for key, value in given.items() if key in known})
-    apply_architecture(name, resolved)
-    _check(resolved)
+    apply_architecture(name, resolved, tables)
+    _check_common(resolved)
     return resolved
 
 
@@ -248,20 +278,24 @@ def adaptive_softmax_cutoffs(options: Namespace) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def _check(options: Namespace) -> None:
+def _check_common(options: Namespace) -> None:
     check_temperature("--gate-temperature", options.gate_temperature)
     check_probability("--gate-noise-prob", options.gate_noise_prob)
     for name in ("gate_type", "gate_noise_sharing", "gate_eval_mode"):
         choices = {"gate_type": GATE_TYPES, "gate_noise_sharing": SHARINGS}.get(name, EVAL_MODES)
         if str(getattr(options, name)) not in choices:
             raise ValueError(
-                f"{_flag(name)} must be one of {', '.join(choices)}, got {getattr(options, name)!r}"
+                f"{flag(name)} must be one of {', '.join(choices)}, got {getattr(options, name)!r}"
             )
     for name, value in vars(options).items():
-        if "dropout" in name:
-            check_probability(_flag(name), value)
+        if name.endswith(("dropout", "_dropout_in", "_dropout_out")):
+            check_probability(flag(name), value)
         elif name.endswith(("_dim", "_size", "_layers")) and value <= 0:
-            raise ValueError(f"{_flag(name)} must be > 0, got {value}")
+            raise ValueError(f"{flag(name)} must be > 0, got {value}")
+    adaptive_softmax_cutoffs(options)
+
+
+def _check(options: Namespace) -> None:
     if options.encoder_layers != options.decoder_layers:
         raise ValueError(
             "--encoder-layers must equal --decoder-layers, because each encoder layer's last state starts a decoder "
@@ -288,8 +322,8 @@ def _check(options: Namespace) -> None:
             f"--decoder-out-embed-dim, got {options.decoder_embed_dim} and {options.decoder_out_embed_dim}"
         )
     has_attention(options)
-    adaptive_softmax_cutoffs(options)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """An option's name on the command line."""
     return "--" + name.replace("_", "-")

@@ -17,7 +17,7 @@ import torch
 
 from .checkpoints import State, read_checkpoint, write_checkpoint
 from .config import ARCHITECTURES, G2LSTMConfig, gate_settings, resolve
-from .models.g2lstm import GateValues
+from .models.gated import GateValues
 
 GATE_VALUES = "gates.values"
 

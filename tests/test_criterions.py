@@ -344,7 +344,7 @@ def test_under_a_plain_criterion_the_options_hold_whatever_a_schedule_did_before
 
 def test_another_model_under_the_criterion_gets_a_sentence(train):
     with pytest.raises(
-        ValueError, match="criterions need a g2lstm model, got LSTMModel: for other models use cross_ent"
+        ValueError, match="criterions need a g2lstm or g2lstm_lm model, got LSTMModel: for other models use cross_ent"
     ):
         train("run", "--criterion", "g2lstm_cross_entropy", arch="lstm")
 

@@ -5,7 +5,7 @@ from typing import Any, Optional
 
 from fairseq import utils
 from fairseq.criterions import register_criterion
-from fairseq.criterions.cross_entropy import CrossEntropyCriterion, CrossEntropyCriterionConfig
+from fairseq.criterions.cross_entropy import CrossEntropyCriterionConfig
 from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
     LabelSmoothedCrossEntropyCriterionConfig,
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from .. import ops
 from ..gate_stats import GateCounts, observe_gates
-from ..models.g2lstm import G2LSTMModel
+from ..models.gated import GatedModel
 from ..reference import check_probability, check_temperature
 from ..schedules import SCHEDULES, Schedule
+from .activation import ActivationConfig, RegularisedCrossEntropyCriterion
 
 _KINDS = ("input", "forget")
 
@@ -127,13 +128,13 @@ class GateScheduleMixin:
                     metrics.log_scalar(key, total(key) / count, count, round=4)
 
 
-def _unwrap(model: Any) -> G2LSTMModel:
+def _unwrap(model: Any) -> GatedModel:
     inner = model
-    while not isinstance(inner, G2LSTMModel) and hasattr(inner, "module"):
+    while not isinstance(inner, GatedModel) and hasattr(inner, "module"):
         inner = inner.module
-    if not isinstance(inner, G2LSTMModel):
+    if not isinstance(inner, GatedModel):
         raise ValueError(
-            f"the g2lstm criterions need a g2lstm model, got {type(inner).__name__}: "
+            f"the g2lstm criterions need a g2lstm or g2lstm_lm model, got {type(inner).__name__}: "
             "for other models use cross_entropy or label_smoothed_cross_entropy"
         )
     return inner
@@ -149,7 +150,7 @@ def _schedule(cfg: Any, name: str, check: Any) -> Schedule:
 
 
 @dataclass
-class G2LSTMCrossEntropyConfig(GateScheduleConfig, CrossEntropyCriterionConfig):
+class G2LSTMCrossEntropyConfig(GateScheduleConfig, ActivationConfig, CrossEntropyCriterionConfig):
     """Options of `g2lstm_cross_entropy`."""
 
 
@@ -159,8 +160,8 @@ class G2LSTMLabelSmoothedCrossEntropyConfig(GateScheduleConfig, LabelSmoothedCro
 
 
 @register_criterion("g2lstm_cross_entropy", dataclass=G2LSTMCrossEntropyConfig)
-class G2LSTMCrossEntropyCriterion(GateScheduleMixin, CrossEntropyCriterion):
-    """fairseq's `cross_entropy` with gate schedules and statistics."""
+class G2LSTMCrossEntropyCriterion(GateScheduleMixin, RegularisedCrossEntropyCriterion):
+    """fairseq's `cross_entropy` with gate schedules and statistics, and activation regularisation."""
 
     def compute_loss(self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True) -> Any:
         """fairseq's loss, without keeping the log-probabilities where it is summed."""

@@ -1,14 +1,18 @@
-"""What the encoder and the decoder share."""
+"""What the encoder and the decoders share."""
 
+import os
+from argparse import Namespace
 from typing import NamedTuple, TypeVar
 
+from fairseq import utils
+from fairseq.data import Dictionary
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from .. import ops
 
 MAX_POSITIONS = 100_000
-INIT_RANGE = 0.1
+INIT_RANGE = 0.1  # the stock models'
 
 
 class EncoderOut(NamedTuple):
@@ -38,10 +42,10 @@ IncrementalState = dict[str, dict[str, Tensor | None]]
 Initialised = TypeVar("Initialised", bound=nn.Module)
 
 
-def init_uniform(module: Initialised) -> Initialised:
-    """Draws every weight of a module from U(-0.1, 0.1), as the stock model, and returns the module."""
+def init_uniform(module: Initialised, init_range: float = INIT_RANGE) -> Initialised:
+    """Draws every weight of a module from U(-init_range, init_range), and returns the module."""
     for weight in module.parameters():
-        nn.init.uniform_(weight, -INIT_RANGE, INIT_RANGE)
+        nn.init.uniform_(weight, -init_range, init_range)
     return module
 
 
@@ -58,3 +62,43 @@ def embed(embed_tokens: nn.Embedding, tokens: Tensor) -> Tensor:
             f"the data hold a token number {int(tokens.max())}, the dictionary only {embed_tokens.num_embeddings} "
             "types: it is truncated, or not the one that the data were preprocessed with"
         ) from error
+
+
+def build_embedding(
+    dictionary: Dictionary, embed_dim: int, path_option: str, options: Namespace, init_range: float = INIT_RANGE
+) -> nn.Embedding:
+    """Embeddings of a dictionary's types, zero for padding, others drawn from U(-init_range, init_range) or read.
+
+    Args:
+        dictionary: V types.
+        embed_dim: E, numbers a type.
+        path_option: the option of `options` that may name a file of embeddings.
+
+    Raises:
+        FileNotFoundError: that file is missing.
+        ValueError: it is no such file, or its vectors have another size.
+    """
+    embedding = nn.Embedding(len(dictionary), embed_dim, padding_idx=dictionary.pad())
+    nn.init.uniform_(embedding.weight, -init_range, init_range)
+    nn.init.constant_(embedding.weight[dictionary.pad()], 0)
+    path = getattr(options, path_option)
+    if path is None:
+        return embedding
+    flag = "--" + path_option.replace("_", "-")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{flag} must be a file of embeddings, got {path}, which does not exist")
+    try:
+        pretrained = utils.parse_embedding(path)
+    except (StopIteration, ValueError) as error:
+        raise ValueError(
+            f"{flag} must be a text file whose first line is its size and whose others are a word and its numbers, "
+            f"got {path}: {error or 'it is empty'}"
+        ) from error
+    sizes = {len(vector) for vector in pretrained.values()}
+    if sizes != {embed_dim}:
+        raise ValueError(
+            f"{flag} must hold vectors of {embed_dim} numbers (the embedding dimension), "
+            f"got {sorted(sizes)} in {path}"
+        )
+    utils.print_embed_overlap(pretrained, dictionary)
+    return utils.load_embedding(pretrained, dictionary, embedding)

@@ -1,0 +1,106 @@
+"""What the fairseq models share: gates whose temperature and noise a criterion moves and a checkpoint keeps."""
+
+from typing import Any
+
+import torch
+from fairseq.models import BaseFairseqModel
+from torch import Tensor, nn
+
+from ..reference import GateSettings
+
+
+class GateValues(nn.Module):
+    """The gates' temperature and noise probability in use, kept in the checkpoint.
+
+    The buffer holds (temperature, noise_prob) in use and then the options' values at the time of saving, so that a
+    value that the user changes after training is told from one that a schedule changed during it. It stays in
+    float64 when the model turns to half precision.
+    """
+
+    values: Tensor
+
+    def __init__(self, settings: GateSettings) -> None:
+        super().__init__()
+        options = [settings.temperature, settings.noise_prob]
+        self.register_buffer("values", torch.tensor(options * 2, dtype=torch.float64))
+
+    def _apply(self, fn, recurse=True):
+        exact = self.values
+        super()._apply(fn, recurse)
+        self.values = exact.to(self.values.device)
+        return self
+
+
+class GatedModel(BaseFairseqModel):
+    """A model with G2-LSTM gates; a subclass names its fairseq base after it, and calls `init_gates` when built.
+
+    Attributes:
+        decoder: holds the gates' settings in use, and `adaptive_softmax`, which may be None.
+        option_settings: the gates' settings that the options ask for.
+        num_updates: updates done so far, as the trainer told.
+    """
+
+    decoder: Any
+
+    def init_gates(self, settings: GateSettings) -> None:
+        """Takes the gates' settings of the options."""
+        self.option_settings = settings
+        self.gates = GateValues(settings)
+        self.num_updates = 0
+        self.register_load_state_dict_post_hook(_take_loaded_gate_values)
+        self.set_gate_values(settings.temperature, settings.noise_prob)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Takes the number of updates from the trainer.
+
+        Temperature and noise probability return to the options' constant values; a criterion with schedules sets
+        its own in the forward that follows.
+        """
+        super().set_num_updates(num_updates)
+        self.num_updates = num_updates
+        self.set_gate_values(self.option_settings.temperature, self.option_settings.noise_prob)
+
+    def set_gate_values(self, temperature: float, noise_prob: float) -> None:
+        """Sets the gates' temperature (> 0) and noise probability (0 to 1) in use.
+
+        Raises:
+            ValueError: a value is outside its range.
+        """
+        if (temperature, noise_prob) != (self.gate_settings.temperature, self.gate_settings.noise_prob):
+            self.use_gate_settings(self.option_settings.with_values(temperature, noise_prob))
+            self.gates.values[:2] = self.gates.values.new_tensor([temperature, noise_prob])
+
+    @property
+    def gate_settings(self) -> GateSettings:
+        """The gates' settings in use."""
+        return self.decoder.gate_settings
+
+    def use_gate_settings(self, settings: GateSettings) -> None:
+        """Hands settings to every module that has gates; here the decoder and its cells."""
+        self.decoder.gate_settings = settings
+        for cell in self.decoder.cells():
+            cell.gate_settings = settings
+
+    def take_loaded_gate_values(self) -> None:
+        """Uses the temperature and noise probability of the buffer, unless an option was changed since."""
+        options = self.option_settings
+        values = self.gates.values.tolist()
+        # An option that differs from the one saved was changed since, and holds.
+        temperature = values[0] if options.temperature == values[2] else options.temperature
+        noise_prob = values[1] if options.noise_prob == values[3] else options.noise_prob
+        in_use = [temperature, noise_prob, options.temperature, options.noise_prob]
+        self.gates.values.copy_(self.gates.values.new_tensor(in_use))
+        self.use_gate_settings(options.with_values(temperature, noise_prob))
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Gives a stock checkpoint the options' temperature and noise probability."""
+        super().upgrade_state_dict_named(state_dict, name)
+        prefix = f"{name}." if name else ""
+        options = self.option_settings
+        values = [options.temperature, options.noise_prob] * 2
+        state_dict.setdefault(f"{prefix}gates.values", torch.tensor(values, dtype=torch.float64))
+
+
+def _take_loaded_gate_values(model: GatedModel, _keys: object) -> None:
+    # Not a method or a closure: a copy of the model must act on itself, and pickle.
+    model.take_loaded_gate_values()

@@ -1,0 +1,300 @@
+"""The fairseq task `g2lstm_language_modeling`: a text read in order, with the hidden state carried along."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq import utils
+from fairseq.data import FairseqDataset, data_utils
+from fairseq.distributed import utils as distributed_utils
+from fairseq.optim import FairseqOptimizer
+from fairseq.tasks import register_task
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from omegaconf import II
+
+from ..models.cache import CacheSettings
+from ..models.carried import TextState
+from ..models.language_model import G2LSTMLanguageModel
+from ..optim.nt_asgd import find_nt_asgd
+from ..text_rows import RowBlocks, TokenStream, block_iterator, rows_within
+from .averaging import NonMonotonicTrigger
+
+
+@dataclass
+class G2LSTMLanguageModelingConfig(LanguageModelingConfig):
+    """Options of the task; those of fairseq's `language_modeling` that fit a text read in order mean the same."""
+
+    variable_tokens_per_sample: bool = field(
+        default=False,
+        metadata={
+            "help": "in training, draw each block's length around --tokens-per-sample and scale the learning rate to it"
+        },
+    )
+    cache_size: int = field(
+        default=0,
+        metadata={"help": "in fairseq-eval-lm, steps that the continuous cache remembers; 0 for no cache"},
+    )
+    cache_theta: float = field(
+        default=0.3, metadata={"help": "how sharply the cache tells states apart, >= 0"}
+    )
+    cache_lambda: float = field(
+        default=0.1, metadata={"help": "share of the cache in the probabilities, 0 to 1"}
+    )
+    train_subset: str = II("dataset.train_subset")
+
+
+@register_task("g2lstm_language_modeling", dataclass=G2LSTMLanguageModelingConfig)
+class G2LSTMLanguageModelingTask(LanguageModelingTask):
+    """Word-level language modelling as its benchmarks are run: contiguous rows of text, hidden state carried.
+
+    The split's text is cut into --batch-size rows on each of the ranks, each a contiguous piece, and read in blocks of
+    --tokens-per-sample; a batch holds one block of every row. A `g2lstm_lm` starts each block from the state that it
+    left the last one with. Works with fairseq-train, fairseq-validate, fairseq-eval-lm (one row unless --batch-size
+    says otherwise), fairseq-generate and fairseq-interactive.
+
+    Raises:
+        ValueError: an option does not fit a text read in order, or is outside its range.
+    """
+
+    def __init__(self, args: Any, dictionary: Any, output_dictionary: Any = None, targets: Any = None) -> None:
+        super().__init__(args, dictionary, output_dictionary, targets)
+        _check_options(args, self.targets)
+        self.cache = CacheSettings(args.cache_size, args.cache_theta, args.cache_lambda)
+        self.cache.check()
+        self._model: G2LSTMLanguageModel | None = None
+        self._optimizer: FairseqOptimizer | None = None
+        self._trigger = NonMonotonicTrigger()
+        self._length_ratios: list[float] = []
+        self._state_of_all_ranks: dict[str, Any] | None = None
+
+    def build_model(self, args: Any, from_checkpoint: bool = False) -> G2LSTMLanguageModel:
+        """Builds the model.
+
+        Raises:
+            ValueError: the architecture is not a `g2lstm_lm`.
+        """
+        model = super().build_model(args, from_checkpoint)
+        if not isinstance(model, G2LSTMLanguageModel):
+            raise ValueError(
+                f"the task g2lstm_language_modeling carries hidden state, which {type(model).__name__} cannot: "
+                "use --arch g2lstm_lm, or --task language_modeling"
+            )
+        if self.cache.size > 0:
+            model.decoder.cache = self.cache
+        self._model = model
+        return model
+
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
+    ) -> None:
+        """Loads a split, of several data folders the epoch's.
+
+        Raises:
+            FileNotFoundError: the split is not there.
+        """
+        paths = utils.split_paths(self.args.data)
+        split_path = os.path.join(paths[(epoch - 1) % len(paths)], split)
+        sentences = data_utils.load_indexed_dataset(
+            split_path, self.dictionary, self.args.dataset_impl, combine=combine
+        )
+        if sentences is None:
+            raise FileNotFoundError(f"dataset not found: {split} ({split_path}); prepare it with fairseq-preprocess")
+        self.datasets[split] = TokenStream(sentences)
+
+    def get_batch_iterator(
+        self,
+        dataset: FairseqDataset,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        seed: int = 1,
+        num_shards: int = 1,
+        shard_id: int = 0,
+        num_workers: int = 0,
+        epoch: int = 1,
+        data_buffer_size: int = 0,
+        skip_remainder_batch: bool = False,
+        context_window: int = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """fairseq's iterator over the blocks of a split in order; a dataset for inference gets the stock one.
+
+        Args:
+            dataset: of `load_dataset` or `build_dataset_for_inference`.
+            max_sentences: rows of each shard. max_tokens: at most so many tokens in a block.
+            context_window: tokens that each row reads before its own without being asked for them.
+
+        Raises:
+            ValueError: neither number of rows is given, or the text is shorter than the rows.
+        """
+        if not isinstance(dataset, TokenStream):
+            return super().get_batch_iterator(
+                dataset,
+                max_tokens=max_tokens,
+                max_sentences=max_sentences,
+                seed=seed,
+                num_shards=num_shards,
+                shard_id=shard_id,
+                num_workers=num_workers,
+                epoch=epoch,
+                data_buffer_size=data_buffer_size,
+                skip_remainder_batch=skip_remainder_batch,
+                **kwargs,
+            )
+        block_length = self.args.tokens_per_sample
+        training = dataset is self.datasets.get(self.args.train_subset)
+        blocks = RowBlocks(
+            dataset.tokens,
+            rows_within(max_sentences, max_tokens, block_length),
+            block_length,
+            pad=self.dictionary.pad(),
+            eos=self.dictionary.eos(),
+            n_shards=num_shards,
+            shard=shard_id,
+            context=context_window,
+            draw=(seed, epoch) if training and self.args.variable_tokens_per_sample else None,
+        )
+        return block_iterator(blocks, epoch, num_workers, data_buffer_size, skip_remainder_batch)
+
+    def eval_lm_dataloader(
+        self,
+        dataset: FairseqDataset,
+        max_tokens: int | None = 36000,
+        batch_size: int | None = None,
+        max_positions: int | None = None,
+        num_shards: int = 1,
+        shard_id: int = 0,
+        num_workers: int = 1,
+        data_buffer_size: int = 10,
+        context_window: int = 0,
+    ) -> Any:
+        """The blocks of a text for fairseq-eval-lm, in one row unless `batch_size` says otherwise.
+
+        With several rows each but the first starts without the text before it, or with `context_window` tokens of it.
+        """
+        return self.get_batch_iterator(
+            dataset,
+            max_sentences=batch_size or 1,
+            num_shards=num_shards,
+            shard_id=shard_id,
+            num_workers=num_workers,
+            data_buffer_size=data_buffer_size,
+            context_window=context_window,
+        ).next_epoch_itr(shuffle=False)
+
+    def train_step(
+        self, sample: Any, model: Any, criterion: Any, optimizer: FairseqOptimizer, update_num: int, **kwargs: Any
+    ) -> Any:
+        """fairseq's, on the weights that SGD moves."""
+        if optimizer is not self._optimizer:
+            self._watch(optimizer)
+        averager = find_nt_asgd(optimizer)
+        if averager is not None:
+            if self._trigger.fired:
+                averager.start_averaging()
+            self._use(averages=False)
+        self._length_ratios.append(sample.get("length_ratio", 1.0))
+        return super().train_step(sample, model, criterion, optimizer, update_num, **kwargs)
+
+    def optimizer_step(self, optimizer: FairseqOptimizer, model: Any, update_num: int) -> None:
+        """fairseq's, with the learning rate scaled to the blocks' length where that is drawn."""
+        ratio = sum(self._length_ratios) / max(len(self._length_ratios), 1)
+        self._length_ratios = []
+        lr = optimizer.get_lr()
+        optimizer.set_lr(lr * ratio)
+        super().optimizer_step(optimizer, model, update_num)
+        optimizer.set_lr(lr)
+        if distributed_utils.get_data_parallel_world_size() > 1:
+            self._state_of_all_ranks = self._gather_state()
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        """Validation is on the averages, where there are any."""
+        super().begin_valid_epoch(epoch, model)
+        self._use(averages=True)
+        self._trigger.expect()
+
+    def post_validate(self, model: Any, stats: Mapping[str, Any], agg: Any) -> None:
+        """Watches the first validation set's loss for the time to start averaging."""
+        averager = None if self._optimizer is None else find_nt_asgd(self._optimizer)
+        if averager is not None:
+            self._trigger.see(float(stats.get("nll_loss", stats["loss"])), averager.cfg.asgd_nonmono)
+
+    def _watch(self, optimizer: FairseqOptimizer) -> None:
+        self._optimizer = optimizer
+        if find_nt_asgd(optimizer) is not None and self._model is not None:
+            # a checkpoint without a validation before it shall hold the averages too
+            self._model.register_state_dict_pre_hook(lambda *_: self._use(averages=True))
+
+    def _use(self, averages: bool) -> None:
+        averager = None if self._optimizer is None else find_nt_asgd(self._optimizer)
+        if averager is None:
+            return
+        if averages:
+            averager.use_averages()
+        else:
+            averager.use_raw()
+        # under --fp16 the model is a copy of what the optimiser holds
+        copy_to_model = getattr(self._optimizer, "_sync_fp32_params_to_fp16", None)
+        if copy_to_model is not None and averager.averaging:
+            copy_to_model()
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the task: the state carried in training, of all ranks, and the validations."""
+        state = self._state_of_all_ranks or self._own_state()
+        return {type(self).__name__: {"carried": state, "trigger": self._trigger.state_dict()}}
+
+    def set_checkpoint_dict(self, kept: dict[str, Any]) -> None:
+        """Takes up what `get_checkpoint_dict` gave; fairseq calls it when a run goes on."""
+        self._trigger.load_state_dict(kept["trigger"])
+        state, model = kept["carried"], self._model
+        if state is None or model is None or state["layout"] != self._layout():
+            return  # inside an epoch the first block then says what is missing
+        world = distributed_utils.get_data_parallel_world_size()
+        rank = distributed_utils.get_data_parallel_rank() if world > 1 else 0
+        if state["h"][0].size(0) % world != 0:
+            return
+        device = next(model.parameters()).device
+        h, c = ([s.chunk(world)[rank].to(device) for s in state[name]] for name in "hc")
+        model.decoder.carried(training=True).keep(state["block"], TextState(h, c))
+
+    def _layout(self) -> list[Any]:
+        drawn = self.args.variable_tokens_per_sample
+        return [self.args.tokens_per_sample, self.args.seed if drawn else None]
+
+    def _own_state(self) -> dict[str, Any] | None:
+        newest = None if self._model is None else self._model.decoder.carried(training=True).newest()
+        if newest is None:
+            return None
+        block, state = newest
+        h, c = ([s.cpu() for s in states] for states in (state.h, state.c))
+        return {"block": block, "h": h, "c": c, "layout": self._layout()}
+
+    def _gather_state(self) -> dict[str, Any] | None:
+        newest = None if self._model is None else self._model.decoder.carried(training=True).newest()
+        if newest is None:
+            return None
+        block, state = newest
+        group = distributed_utils.get_data_parallel_group()
+        sizes = [s.size(1) for s in state.h]
+        flat = torch.cat([*state.h, *state.c], 1).contiguous()
+        rows = torch.cat(distributed_utils.all_gather(flat, group=group), 0).split(sizes * 2, 1)
+        n_layers = len(sizes)
+        return {"block": block, "h": list(rows[:n_layers]), "c": list(rows[n_layers:]), "layout": self._layout()}
+
+
+def _check_options(args: Any, targets: list[str]) -> None:
+    if str(args.sample_break_mode) != "none":
+        raise ValueError(
+            f"--sample-break-mode must be none where text is read in order, got {args.sample_break_mode}: "
+            "use --task language_modeling for the others"
+        )
+    if targets != ["future"]:
+        raise ValueError(f"g2lstm_language_modeling predicts the next token alone, got --*-target for {targets}")
+    for name in ("add_bos_token", "pad_to_fixed_length", "pad_to_fixed_bsz"):
+        if getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} does not fit a text read in order: leave it out")
+    if str(args.shorten_method) != "none":
+        raise ValueError("--shorten-method does not fit a text read in order: leave it out")
+    if args.tokens_per_sample <= 0:
+        raise ValueError(f"--tokens-per-sample must be > 0, got {args.tokens_per_sample}")
