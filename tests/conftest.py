@@ -105,3 +105,13 @@ def train(tiny_data: Path, tmp_path: Path) -> Callable[..., Path]:
         return save_dir
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data-bin of a text for language models: some 2,100, 350 and 350 tokens, 17 words."""
+    from lm_runs import preprocess, write_text
+
+    folder = tmp_path_factory.mktemp("text")
+    write_text(folder, {"train": 300, "valid": 50, "test": 50})
+    return preprocess(folder)

@@ -19,8 +19,8 @@ class NTASGDConfig(FairseqDataclass):
     asgd_nonmono: int = field(
         default=5,
         metadata={
-            "help": "averaging starts at the first validation whose loss is above the lowest of those more than N "
-            "before it; 0 for never. Needs --task g2lstm_language_modeling: under others this is plain SGD"
+            "help": "averaging starts after the first epoch whose validation loss is above the lowest of those more "
+            "than N epochs before it; 0 for never. Needs --task g2lstm_language_modeling: else this is plain SGD"
         },
     )
     lr: Any = II("optimization.lr")
@@ -61,10 +61,10 @@ class NTASGD(FairseqOptimizer):
         return isinstance(self._optimizer, torch.optim.ASGD)
 
     def start_averaging(self) -> None:
-        """Averages the weights after this and every later step."""
+        """Averages the weights from the second step after this on, as torch's ASGD does."""
         if not self.averaging:
             group = self.param_groups[0]
-            # lambd = 0 keeps the learning rate, t0 = 0 averages from the first step on
+            # lambd = 0 keeps the learning rate, t0 = 0 averages at once
             self._optimizer = torch.optim.ASGD(
                 group["params"], lr=group["lr"], lambd=0.0, t0=0.0, weight_decay=group["weight_decay"]
             )

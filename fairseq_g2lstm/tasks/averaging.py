@@ -15,17 +15,9 @@ class NonMonotonicTrigger:
     def __init__(self) -> None:
         self.fired = False
         self._losses: list[float] = []
-        self._expecting = False
-
-    def expect(self) -> None:
-        """A validation begins; of several sets the first counts."""
-        self._expecting = True
 
     def see(self, loss: float, nonmono: int) -> None:
         """Takes a validation's loss; with a nonmono N of 0 it never fires."""
-        if not self._expecting:
-            return
-        self._expecting = False
         if 0 < nonmono < len(self._losses) and loss > min(self._losses[:-nonmono]):
             self.fired = True
         self._losses.append(loss)

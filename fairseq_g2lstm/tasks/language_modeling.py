@@ -5,9 +5,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq import utils
-from fairseq.data import FairseqDataset, data_utils
+from fairseq.data import (
+    AppendTokenDataset,
+    EpochBatchIterator,
+    FairseqDataset,
+    IdDataset,
+    ListDataset,
+    NestedDictionaryDataset,
+    NumelDataset,
+    PadDataset,
+    PrependTokenDataset,
+    StripTokenDataset,
+    data_utils,
+)
 from fairseq.distributed import utils as distributed_utils
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import register_task
@@ -52,7 +65,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
     The split's text is cut into --batch-size rows on each of the ranks, each a contiguous piece, and read in blocks of
     --tokens-per-sample; a batch holds one block of every row. A `g2lstm_lm` starts each block from the state that it
     left the last one with. Works with fairseq-train, fairseq-validate, fairseq-eval-lm (one row unless --batch-size
-    says otherwise), fairseq-generate and fairseq-interactive.
+    says otherwise) and fairseq-interactive.
 
     Raises:
         ValueError: an option does not fit a text read in order, or is outside its range.
@@ -65,7 +78,9 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         self.cache.check()
         self._model: G2LSTMLanguageModel | None = None
         self._optimizer: FairseqOptimizer | None = None
+        self._train_iterator: EpochBatchIterator | None = None
         self._trigger = NonMonotonicTrigger()
+        self._first_valid_set = True
         self._length_ratios: list[float] = []
         self._state_of_all_ranks: dict[str, Any] | None = None
 
@@ -155,7 +170,10 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
             context=context_window,
             draw=(seed, epoch) if training and self.args.variable_tokens_per_sample else None,
         )
-        return block_iterator(blocks, epoch, num_workers, data_buffer_size, skip_remainder_batch)
+        iterator = block_iterator(blocks, epoch, num_workers, data_buffer_size, skip_remainder_batch)
+        if training:
+            self._train_iterator = iterator
+        return iterator
 
     def eval_lm_dataloader(
         self,
@@ -182,6 +200,24 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
             data_buffer_size=data_buffer_size,
             context_window=context_window,
         ).next_epoch_itr(shuffle=False)
+
+    def build_dataset_for_inference(
+        self, src_tokens: list[torch.Tensor], src_lengths: list[int], **kwargs: Any
+    ) -> FairseqDataset:
+        """Sentences to go on with, each after an end of sentence; their own ends are taken off.
+
+        fairseq's own does the same through a dataset that fails under numpy 2.
+        """
+        pad, eos = self.source_dictionary.pad(), self.source_dictionary.eos()
+        sentences = StripTokenDataset(ListDataset(src_tokens, src_lengths), eos)
+        source = PrependTokenDataset(sentences, eos)
+        net_input = {
+            "src_tokens": PadDataset(source, pad_idx=pad, left_pad=False),
+            "src_lengths": NumelDataset(source, reduce=False),
+        }
+        target = PadDataset(AppendTokenDataset(sentences, pad), pad_idx=pad, left_pad=False)
+        parts = {"id": IdDataset(), "net_input": net_input, "target": target}
+        return NestedDictionaryDataset(parts, sizes=[np.array(src_lengths)])
 
     def train_step(
         self, sample: Any, model: Any, criterion: Any, optimizer: FairseqOptimizer, update_num: int, **kwargs: Any
@@ -212,12 +248,17 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         """Validation is on the averages, where there are any."""
         super().begin_valid_epoch(epoch, model)
         self._use(averages=True)
-        self._trigger.expect()
+        self._first_valid_set = True
 
     def post_validate(self, model: Any, stats: Mapping[str, Any], agg: Any) -> None:
-        """Watches the first validation set's loss for the time to start averaging."""
+        """Watches the first validation set's loss at each epoch's end for the time to start averaging.
+
+        Validations inside an epoch do not count: a run that is stopped there, which validates, goes on as if it had
+        not been.
+        """
+        first, self._first_valid_set = self._first_valid_set, False
         averager = None if self._optimizer is None else find_nt_asgd(self._optimizer)
-        if averager is not None:
+        if averager is not None and first and self._train_iterator is not None and self._train_iterator.end_of_epoch():
             self._trigger.see(float(stats.get("nll_loss", stats["loss"])), averager.cfg.asgd_nonmono)
 
     def _watch(self, optimizer: FairseqOptimizer) -> None:

@@ -1,0 +1,251 @@
+"""The task g2lstm_language_modeling under fairseq's commands: carried state, resuming, averaging, evaluation."""
+
+import logging
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PLUGIN, run_module
+from fairseq.data import data_utils
+from fairseq.optim.sgd import SGD
+from lm_runs import eval_lm, lm_options, train_lm
+from tiny_runs import assert_identical
+
+from fairseq_g2lstm.checkpoints import State, read_checkpoint
+from fairseq_g2lstm.text_rows import drawn_lengths
+
+# Everything that moves or draws random numbers: drawn lengths, dropout of all kinds, noise, averaging. An epoch has
+# some 22 blocks. The averaging starts early: a large learning rate and --asgd-nonmono 1.
+RECIPE = ["--variable-tokens-per-sample", "--tokens-per-sample", 12, "--batch-size", 8]
+RECIPE += ["--decoder-dropout-type", "locked", "--decoder-weight-drop", 0.3, "--decoder-dropout-embed", 0.1]
+RECIPE += ["--activation-reg", 2, "--temporal-activation-reg", 1]
+RECIPE += ["--optimizer", "nt_asgd", "--asgd-nonmono", 1, "--lr", 40, "--clip-norm", 1]
+LAST = 150
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a model that has learnt something of the tiny text."""
+    folder = tmp_path_factory.mktemp("trained")
+    return train_lm(tiny_text, folder, "--max-epoch", 3, "--dropout", 0) / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of the training that nobody stops."""
+    options = [*RECIPE, "--save-interval-updates", 40, "--max-update", LAST]
+    return train_lm(tiny_text, tmp_path_factory.mktemp("uninterrupted"), *options)
+
+
+def position(state: State) -> tuple[int, int, int]:
+    """Epoch, blocks read of it, and updates done."""
+    iterator = state["extra_state"]["train_iterator"]
+    return iterator["epoch"], iterator["iterations_in_epoch"], state["optimizer_history"][-1]["num_updates"]
+
+
+def kept(state: State) -> dict[str, Any]:
+    return state["extra_state"]["G2LSTMLanguageModelingTask"]
+
+
+def assert_same_training(found: State, expected: State) -> None:
+    assert position(found) == position(expected)
+    for part in ("model", "last_optimizer_state"):
+        assert_identical(found[part], expected[part], part)
+    assert_identical(kept(found), kept(expected))
+
+
+def averages(state: State) -> bool:
+    return state["last_optimizer_state"]["averaging"]
+
+
+def test_the_recipe_of_these_tests_averages_in_its_second_half(uninterrupted: Path):
+    found = {int(p.stem.split("_")[-1]): averages(read_checkpoint(p)) for p in uninterrupted.glob("checkpoint_*_*.pt")}
+    assert not found[40] and found[120], found
+
+
+# within epoch 1, at an epoch's end, and within an epoch on either side of the averaging's start
+@pytest.mark.parametrize("stop", [["--max-update", 7], ["--max-epoch", 2], ["--max-update", 40], ["--max-update", 120]])
+def test_a_stopped_training_goes_on_as_if_never_stopped(
+    tiny_text: Path, tmp_path: Path, uninterrupted: Path, stop: list[object]
+):
+    folder = train_lm(tiny_text, tmp_path, *RECIPE, "--max-update", LAST, *stop)
+    stopped = read_checkpoint(folder / "checkpoint_last.pt")
+    assert position(stopped)[2] < LAST
+    assert (position(stopped)[1] > 0) == (stop[0] == "--max-update")
+    train_lm(tiny_text, tmp_path, *RECIPE, "--max-update", LAST)
+    assert_same_training(
+        read_checkpoint(folder / "checkpoint_last.pt"), read_checkpoint(uninterrupted / "checkpoint_last.pt")
+    )
+
+
+def test_validation_leaves_training_as_it_was(tiny_text: Path, tmp_path: Path):
+    often = train_lm(tiny_text, tmp_path / "often", "--max-update", 30, "--validate-interval-updates", 3)
+    never = train_lm(tiny_text, tmp_path / "never", "--max-update", 30, "--disable-validation")
+    one, other = (read_checkpoint(folder / "checkpoint_last.pt") for folder in (often, never))
+    assert_same_training(one, other)
+
+
+def test_a_checkpoint_has_the_averages_as_its_model_and_is_validated_on_them(
+    tiny_text: Path, tmp_path: Path, uninterrupted: Path
+):
+    checkpoint = uninterrupted / "checkpoint_last.pt"
+    state = read_checkpoint(checkpoint)
+    raw = [s["raw"] for s in state["last_optimizer_state"]["state"].values()]
+    weights = [w for name, w in state["model"].items() if name != "gates.values"]
+    assert len(raw) == len(weights)
+    assert not any(torch.equal(r, w) for r, w in zip(raw, weights, strict=True))
+    # training's own validation, on four rows, is what evaluation of the file gives
+    found = eval_lm(tiny_text, checkpoint, "--gen-subset", "valid", "--batch-size", 8)
+    assert float(found["loss"]) == pytest.approx(state["extra_state"]["val_loss"], abs=2e-3)
+
+
+def test_a_checkpoint_without_a_validation_before_it_has_the_averages_too(
+    tiny_text: Path, tmp_path: Path, uninterrupted: Path
+):
+    (middle,) = uninterrupted.glob("checkpoint_*_120.pt")
+    options = [*RECIPE, "--max-update", 125, "--restore-file", middle]
+    states = [
+        read_checkpoint(train_lm(tiny_text, tmp_path / name, *options, *more) / "checkpoint_last.pt")
+        for name, more in (("validated", []), ("not", ["--disable-validation"]))
+    ]
+    assert "raw" in states[1]["last_optimizer_state"]["state"][0]
+    assert_identical(states[1]["model"], states[0]["model"])
+
+
+def test_a_batch_size_that_changed_inside_an_epoch_is_refused_with_a_sentence(tiny_text: Path, tmp_path: Path):
+    train_lm(tiny_text, tmp_path, "--max-update", 7)
+    with pytest.raises(ValueError, match="block 7 of the text has 5 rows, the state before it 4: keep --batch-size"):
+        train_lm(tiny_text, tmp_path, "--max-update", 9, "--batch-size", 5)
+
+
+def test_a_block_length_that_changed_inside_an_epoch_is_refused_with_a_sentence(tiny_text: Path, tmp_path: Path):
+    train_lm(tiny_text, tmp_path, "--max-update", 7)
+    with pytest.raises(ValueError, match="no hidden state leads to block 7 .*--tokens-per-sample"):
+        train_lm(tiny_text, tmp_path, "--max-update", 9, "--tokens-per-sample", 11)
+
+
+def test_both_may_change_between_epochs(tiny_text: Path, tmp_path: Path):
+    train_lm(tiny_text, tmp_path, "--max-epoch", 1)
+    folder = train_lm(tiny_text, tmp_path, "--max-epoch", 2, "--batch-size", 5, "--tokens-per-sample", 8)
+    assert position(read_checkpoint(folder / "checkpoint_last.pt"))[:2] == (3, 0)
+
+
+@pytest.mark.parametrize("block_length", [1, 7, 64, 1000])
+def test_with_one_row_perplexity_is_the_same_for_any_block_length(tiny_text: Path, trained: Path, block_length: int):
+    found = eval_lm(tiny_text, trained, "--tokens-per-sample", block_length)
+    expected = eval_lm(tiny_text, trained, "--tokens-per-sample", 10)
+    # sums of some 350 float32 log-probabilities
+    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
+
+
+def test_carried_state_helps_and_evaluation_without_it_is_another_number(tiny_text: Path, trained: Path):
+    carried = eval_lm(tiny_text, trained)
+    forgetful = eval_lm(tiny_text, trained, "--task", "language_modeling")
+    assert carried["perplexity"] < forgetful["perplexity"] < 19
+
+
+def evaluated_tokens(caplog: pytest.LogCaptureFixture) -> int:
+    counts = re.findall(r"Evaluated ([\d,]+) tokens", caplog.text)
+    caplog.clear()
+    return int(counts[-1].replace(",", ""))
+
+
+@pytest.mark.parametrize("options", [[], ["--batch-size", 7], ["--batch-size", 7, "--context-window", 3]])
+def test_every_token_is_evaluated_once_over_rows_and_shards(tiny_text: Path, trained: Path, caplog, options):
+    caplog.set_level(logging.INFO)
+    eval_lm(tiny_text, trained, *options)
+    n_tokens = n_tokens_of(tiny_text / "test")
+    assert evaluated_tokens(caplog) == n_tokens
+    parts = []
+    for shard in range(2):
+        eval_lm(tiny_text, trained, *options, "--num-shards", 2, "--shard-id", shard)
+        parts.append(evaluated_tokens(caplog))
+    assert sum(parts) == n_tokens and min(parts) > n_tokens / 2 - 7
+
+
+def test_a_context_window_brings_rows_nearer_to_one_row(tiny_text: Path, trained: Path):
+    whole = eval_lm(tiny_text, trained)["loss"]
+    rows = eval_lm(tiny_text, trained, "--batch-size", 10)["loss"]
+    warmed = eval_lm(tiny_text, trained, "--batch-size", 10, "--context-window", 5)["loss"]
+    assert abs(warmed - whole) < 0.3 * abs(rows - whole)
+
+
+def test_text_is_sampled_from_a_prefix(tiny_text: Path, trained: Path):
+    done = run_module(
+        "fairseq_cli.interactive", tiny_text, "--user-dir", PLUGIN, "--cpu", "--path", trained,
+        "--task", "g2lstm_language_modeling", "--sampling", "--sampling-topk", 5, "--beam", 1, "--seed", 3,
+        "--max-len-b", 20, input="w1 w5 w16\nw3\n",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    texts = re.findall(r"^H-(\d)\t\S+\t(.*)$", done.stdout, re.M)
+    assert [number for number, _ in texts] == ["0", "1"]
+    assert texts[0][1].startswith("w1 w5 w16") and texts[1][1].startswith("w3")
+    assert all(re.fullmatch(r"(w\d+ ?)+", text) for _, text in texts)
+
+
+def test_validate_gives_trainings_own_number(tiny_text: Path, trained: Path):
+    done = run_module(
+        "fairseq_cli.validate", tiny_text, "--user-dir", PLUGIN, "--cpu", "--path", trained,
+        "--task", "g2lstm_language_modeling", "--valid-subset", "valid", "--batch-size", 4, "--num-workers", 0,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    loss = float(re.search(r"valid .*?\| loss ([\d.]+)", done.stdout + done.stderr)[1])
+    assert loss == pytest.approx(read_checkpoint(trained)["extra_state"]["val_loss"], abs=1e-3)
+
+
+def test_the_learning_rate_is_scaled_to_the_blocks_length(tiny_text: Path, tmp_path: Path, monkeypatch):
+    seen = []
+    step = SGD.step
+
+    def watched_step(self, *args, **more):
+        seen.append(self.get_lr())
+        return step(self, *args, **more)
+
+    monkeypatch.setattr(SGD, "step", watched_step)
+    options = ["--variable-tokens-per-sample", "--max-update", 8, "--lr", 0.5, "--update-freq", 2]
+    train_lm(tiny_text, tmp_path, *options, "--disable-validation")
+    n_steps = math.ceil(n_tokens_of(tiny_text / "train") / 4)
+    lengths = drawn_lengths(n_steps, 10, 1, 1)
+    pairs = [sum(lengths[2 * k : 2 * k + 2]) / 2 for k in range(8)]
+    assert seen == pytest.approx([0.5 * mean / 10 for mean in pairs])
+    assert len(set(lengths[:16])) > 3
+
+
+def n_tokens_of(split: Path) -> int:
+    sentences = data_utils.load_indexed_dataset(str(split), None)
+    return sum(len(sentence) for sentence in sentences)
+
+
+def test_another_models_architecture_is_refused_with_a_sentence(tiny_text: Path, tmp_path: Path):
+    options = [o for o in lm_options(tiny_text, tmp_path) if o not in ("--decoder-layer-sizes", "9,8")]
+    options[options.index("g2lstm_lm")] = "lstm_lm"
+    done = run_module("fairseq_cli.train", *options, "--criterion", "cross_entropy")
+    assert "carries hidden state, which LSTMLanguageModel cannot: use --arch g2lstm_lm" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sample-break-mode", "eos"], "--sample-break-mode must be none"),
+        (["--add-bos-token"], "--add-bos-token does not fit"),
+        (["--self-target"], "predicts the next token alone"),
+        (["--tokens-per-sample", 0], "--tokens-per-sample must be > 0, got 0"),
+        (["--cache-size", -1], "--cache-size must be >= 0"),
+        (["--cache-size", 9, "--cache-theta", "nan"], "--cache-theta must be >= 0"),
+        (["--cache-size", 9, "--cache-lambda", 1.5], "--cache-lambda"),
+        (["--batch-size", 4000], "fewer than the 4000 rows"),
+        (["--asgd-nonmono", -1, "--optimizer", "nt_asgd"], "--asgd-nonmono must be >= 0"),
+        (["--activation-reg", -1], "--activation-reg must be >= 0"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused_with_a_sentence(tiny_text, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train_lm(tiny_text, tmp_path, *options)
+
+
+def test_a_missing_split_is_named(tiny_text: Path, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="dataset not found: odd"):
+        train_lm(tiny_text, tmp_path, "--valid-subset", "odd", "--ignore-unused-valid-subsets")
