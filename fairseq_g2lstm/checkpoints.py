@@ -9,13 +9,16 @@ import pickle
 import re
 import tempfile
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import fairseq.distributed.utils
 import numpy as np
 import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
-from omegaconf import OmegaConf
+from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
+from omegaconf.base import ContainerMetadata, Metadata
 
 State = dict[str, Any]
 
@@ -24,12 +27,16 @@ def allow_fairseq_checkpoints() -> None:
     """Names the types that fairseq's own checkpoints hold beside tensors and plain containers.
 
     argparse.Namespace holds the options of stock models; the numpy ones stand in the meters of runs with --eval-bleu.
-    None of them runs code of a checkpoint's choosing when it is loaded.
+    Where several ranks resume, rank 0 sends the others the checkpoint as it is once read, by the same unpickler: with
+    its options as OmegaConf's containers, and placeholders for its tensors. None of these types runs code of a
+    checkpoint's choosing when it is loaded.
     """
     reconstruct: Any = np.array(0).__reduce__()[0]
     allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, np.dtypes.Int64DType]
     # numpy 2 moved the function; a checkpoint may have been written under the other
     allowed += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    allowed += [DictConfig, ListConfig, AnyNode, Metadata, ContainerMetadata, defaultdict, dict, list, int, Any]
+    allowed.append(fairseq.distributed.utils._TensorPlaceholder)
     torch.serialization.add_safe_globals(allowed)
 
 

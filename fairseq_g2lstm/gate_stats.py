@@ -18,13 +18,13 @@ class GateCounts:
 
     Attributes:
         low, high: (2,) float64 counts of the input and the forget gates.
-        total: number of gates of each kind.
+        total: () int64 number of gates of each kind.
     """
 
     def __init__(self) -> None:
         self.low = torch.zeros(2, dtype=torch.float64)
         self.high = torch.zeros(2, dtype=torch.float64)
-        self.total: Tensor | int = 0
+        self.total = torch.zeros((), dtype=torch.int64)
 
     def add(self, z: Tensor, valid: Tensor | None) -> None:
         """Adds the gates of one layer.
@@ -35,14 +35,15 @@ class GateCounts:
         """
         by_kind = z.unflatten(-1, (2, -1))
         low, high = by_kind < -_HIGH_ARGUMENT, by_kind > _HIGH_ARGUMENT
-        total: Tensor | int = z.numel() // 2
+        # a tensor even without padding: fairseq sums what all ranks log, tensors and numbers apart
+        total = torch.full((), z.numel() // 2, dtype=torch.int64, device=z.device)
         if valid is not None:
             valid = valid.to(z.device)
             total = valid.sum() * by_kind.size(-1)
             low, high = (side & valid[..., None, None] for side in (low, high))
         self.low = self.low.to(z.device) + low.sum(dim=(0, 1, 3))
         self.high = self.high.to(z.device) + high.sum(dim=(0, 1, 3))
-        self.total = self.total + total
+        self.total = self.total.to(z.device) + total
 
 
 Observe = Callable[[str, int, bool, Tensor, Tensor | None], None]

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         self._trigger = NonMonotonicTrigger()
         self._first_valid_set = True
         self._length_ratios: list[float] = []
-        self._state_of_all_ranks: dict[str, Any] | None = None
+        self._ranks_state: _RanksState | None = None
 
     def build_model(self, args: Any, from_checkpoint: bool = False) -> G2LSTMLanguageModel:
         """Builds the model.
@@ -242,7 +242,8 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         super().optimizer_step(optimizer, model, update_num)
         optimizer.set_lr(lr)
         if distributed_utils.get_data_parallel_world_size() > 1:
-            self._state_of_all_ranks = self._gather_state()
+            # now, because rank 0 alone asks for what a checkpoint keeps
+            self._ranks_state = self._state_of_ranks()
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         """Validation is on the averages, where there are any."""
@@ -282,8 +283,9 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the task: the state carried in training, of all ranks, and the validations."""
-        state = self._state_of_all_ranks or self._own_state()
-        return {type(self).__name__: {"carried": state, "trigger": self._trigger.state_dict()}}
+        state = self._ranks_state or self._state_of_ranks()
+        carried = None if state is None else {**state.to_save(), "layout": self._layout()}
+        return {type(self).__name__: {"carried": carried, "trigger": self._trigger.state_dict()}}
 
     def set_checkpoint_dict(self, kept: dict[str, Any]) -> None:
         """Takes up what `get_checkpoint_dict` gave; fairseq calls it when a run goes on."""
@@ -296,32 +298,39 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         if state["h"][0].size(0) % world != 0:
             return
         device = next(model.parameters()).device
-        h, c = ([s.chunk(world)[rank].to(device) for s in state[name]] for name in "hc")
+        # copies: as views into all ranks' rows they would lie unaligned, and products differ in their last bits
+        h, c = ([s.chunk(world)[rank].clone().to(device) for s in state[name]] for name in "hc")
         model.decoder.carried(training=True).keep(state["block"], TextState(h, c))
 
     def _layout(self) -> list[Any]:
         drawn = self.args.variable_tokens_per_sample
         return [self.args.tokens_per_sample, self.args.seed if drawn else None]
 
-    def _own_state(self) -> dict[str, Any] | None:
+    def _state_of_ranks(self) -> "_RanksState | None":
+        """The state that leads to training's next block, gathered from all ranks; None before the first block."""
         newest = None if self._model is None else self._model.decoder.carried(training=True).newest()
         if newest is None:
             return None
         block, state = newest
-        h, c = ([s.cpu() for s in states] for states in (state.h, state.c))
-        return {"block": block, "h": h, "c": c, "layout": self._layout()}
+        rows = torch.cat([*state.h, *state.c], 1)
+        if distributed_utils.get_data_parallel_world_size() == 1:
+            return _RanksState(block, [h.size(1) for h in state.h], [rows])
+        gathered = distributed_utils.all_gather(rows.contiguous(), group=distributed_utils.get_data_parallel_group())
+        return _RanksState(block, [h.size(1) for h in state.h], gathered)
 
-    def _gather_state(self) -> dict[str, Any] | None:
-        newest = None if self._model is None else self._model.decoder.carried(training=True).newest()
-        if newest is None:
-            return None
-        block, state = newest
-        group = distributed_utils.get_data_parallel_group()
-        sizes = [s.size(1) for s in state.h]
-        flat = torch.cat([*state.h, *state.c], 1).contiguous()
-        rows = torch.cat(distributed_utils.all_gather(flat, group=group), 0).split(sizes * 2, 1)
-        n_layers = len(sizes)
-        return {"block": block, "h": list(rows[:n_layers]), "c": list(rows[n_layers:]), "layout": self._layout()}
+
+class _RanksState(NamedTuple):
+    """block: the next one's number. sizes: units of each layer. rows: each rank's h and c, (B, 2 sum H)."""
+
+    block: int
+    sizes: list[int]
+    rows: list[torch.Tensor]
+
+    def to_save(self) -> dict[str, Any]:
+        """The block's number, and h and c of each layer for all rows, on the CPU."""
+        parts = [part.clone() for part in torch.cat(self.rows).cpu().split(self.sizes * 2, 1)]
+        n_layers = len(self.sizes)
+        return {"block": self.block, "h": parts[:n_layers], "c": parts[n_layers:]}
 
 
 def _check_options(args: Any, targets: list[str]) -> None:
