@@ -115,6 +115,20 @@ def test_a_checkpoint_without_a_validation_before_it_has_the_averages_too(
     assert_identical(states[1]["model"], states[0]["model"])
 
 
+def test_half_precision_is_validated_and_saved_on_the_averages(tiny_text: Path, tmp_path: Path):
+    # without flat gradients, which fairseq has on CUDA alone
+    half = ["--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", 16]
+    folder = train_lm(tiny_text, tmp_path, *RECIPE, "--max-update", LAST, *half)
+    state = read_checkpoint(folder / "checkpoint_last.pt")
+    assert averages(state)
+    for average, raw in zip(state["model"].values(), state["last_optimizer_state"]["state"].values(), strict=False):
+        assert torch.equal(average, average.half().float())
+        assert not torch.allclose(average, raw["raw"], rtol=2e-3, atol=1e-6)
+    found = eval_lm(tiny_text, folder / "checkpoint_last.pt", "--gen-subset", "valid", "--batch-size", 8)
+    # evaluation in float32 of what was validated in float16, which keeps three digits
+    assert float(found["loss"]) == pytest.approx(state["extra_state"]["val_loss"], rel=1e-3)
+
+
 def test_a_batch_size_that_changed_inside_an_epoch_is_refused_with_a_sentence(tiny_text: Path, tmp_path: Path):
     train_lm(tiny_text, tmp_path, "--max-update", 7)
     with pytest.raises(ValueError, match="block 7 of the text has 5 rows, the state before it 4: keep --batch-size"):

@@ -5,9 +5,15 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from fairseq.tasks.language_modeling import LanguageModelingConfig
 
-from fairseq_g2lstm.config import ARCHITECTURES, FALLBACKS, G2LSTMConfig
+from fairseq_g2lstm import config_lm
+from fairseq_g2lstm.config import ARCHITECTURES, FALLBACKS, G2LSTMConfig, GateConfig
+from fairseq_g2lstm.config_lm import G2LSTMLanguageModelConfig
 from fairseq_g2lstm.criterions import GateScheduleConfig
+from fairseq_g2lstm.criterions.activation import ActivationConfig
+from fairseq_g2lstm.optim.nt_asgd import NTASGDConfig
+from fairseq_g2lstm.tasks.language_modeling import G2LSTMLanguageModelingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,6 +45,39 @@ def test_the_rows_give_the_defaults_and_the_architectures_sizes():
         for name, cell in (("g2lstm_iwslt", iwslt), ("g2lstm_wmt", wmt)):
             size = ARCHITECTURES[name].get(option)
             assert cell == ("" if size is None else f"{size:g}")
+
+
+def document_rows(name: str) -> dict[str, list[str]]:
+    rows = re.findall(r"^\| `(--[a-z-]+)` \|(.*)\|$", (ROOT / "docs" / name).read_text(), re.MULTILINE)
+    return {option: [cell.strip().strip("`") for cell in rest.split("|")] for option, rest in rows}
+
+
+def test_the_page_of_language_models_has_a_row_for_each_option():
+    gates = {f.name for f in fields(GateConfig)}
+    own = {f.name for f in fields(G2LSTMLanguageModelingConfig)} - {f.name for f in fields(LanguageModelingConfig)}
+    own |= {f.name for config in (G2LSTMLanguageModelConfig, ActivationConfig, NTASGDConfig) for f in fields(config)}
+    own |= {"tokens_per_sample"}
+    expected = own - gates - {"_name", "lr", "train_subset"}
+    assert {option[2:].replace("-", "_") for option in document_rows("language_models.md")} == expected
+
+
+def test_the_page_of_language_models_gives_the_defaults_and_the_architectures_sizes():
+    rows = document_rows("language_models.md")
+    tables = config_lm.LANGUAGE_MODEL
+    for option in fields(G2LSTMLanguageModelConfig):
+        if option.name in {f.name for f in fields(GateConfig)}:
+            continue
+        fallback = tables.fallbacks.get(option.name)
+        default, zaremba, awd = rows["--" + option.name.replace("_", "-")][:3]
+        is_option = fallback in tables.fallbacks
+        expected = "--" + fallback.replace("_", "-") if is_option else "" if fallback is None else str(fallback)
+        assert default == expected
+        for name, cell in (("g2lstm_lm_zaremba", zaremba), ("g2lstm_lm_ptb", awd)):
+            size = tables.architectures[name].get(option.name)
+            assert cell == ("" if size is None else f"{size:g}" if type(size) is float else str(size))
+    assert rows["--asgd-nonmono"][0] == str(NTASGDConfig.asgd_nonmono)
+    for name in ("activation_reg", "temporal_activation_reg"):
+        assert rows["--" + name.replace("_", "-")][0] == str(getattr(ActivationConfig, name))
 
 
 def test_relative_links_lead_somewhere():
