@@ -8,14 +8,7 @@ from typing import Any, NamedTuple, Optional, TypeAlias
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import DictConfig
 
-from .reference import (
-    EVAL_MODES,
-    GATE_TYPES,
-    SHARINGS,
-    GateSettings,
-    check_probability,
-    check_temperature,
-)
+from .settings import EVAL_MODES, GATE_TYPES, SHARINGS, GateSettings, check_probability, check_temperature
 
 # Options whose default depends on the architecture are None until `resolve` fills them in. The gates' options
 # start with gate_ because fairseq keeps flat names: a model option called temperature would also set the

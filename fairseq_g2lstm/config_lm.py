@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from .config import GateConfig, ModelOptions, OptionTables, complete, flag
-from .reference import check_probability
+from .settings import check_probability
 
 DROPOUT_TYPES = ("plain", "locked")
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import ops
 from .philox import draw_seed
-from .reference import GateSettings
+from .settings import GateSettings
 
 GateObserver = Callable[[int, bool, Tensor, Tensor | None], None]
 """Called with layer, whether backward, z (T, B, 2H) and valid (T, B) bool or None; see `G2LSTM.gate_observer`."""

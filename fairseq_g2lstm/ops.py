@@ -17,7 +17,8 @@ from torch import Tensor
 
 from . import reference
 from .philox import draw_seed
-from .reference import AttentionMemory, CellWeights, DecoderOutput, GateMode, attention_memory
+from .reference import AttentionMemory, CellWeights, DecoderOutput, attention_memory
+from .settings import GateMode
 
 __all__ = [
     "AttentionMemory",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fairseq_g2lstm import G2LSTM, G2LSTMCell
 from fairseq_g2lstm.philox import draw_seed
-from fairseq_g2lstm.reference import EVAL_MODES, GATE_TYPES
+from fairseq_g2lstm.settings import EVAL_MODES, GATE_TYPES
 
 F64 = torch.float64
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from fairseq_g2lstm.philox import random_words
-from fairseq_g2lstm.reference import GateMode, cell_step
+from fairseq_g2lstm.reference import cell_step
+from fairseq_g2lstm.settings import GateMode
 
 ROOT = Path(__file__).resolve().parent.parent
 CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")

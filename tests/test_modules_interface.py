@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from fairseq_g2lstm import G2LSTM, ops
 from fairseq_g2lstm.philox import draw_seed
-from fairseq_g2lstm.reference import EVAL_MODES, GATE_TYPES, gate_noise
+from fairseq_g2lstm.reference import gate_noise
+from fairseq_g2lstm.settings import EVAL_MODES, GATE_TYPES
 
 SHAPES = [
     {},

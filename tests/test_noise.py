@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fairseq_g2lstm.philox import random_words, rank_seed
-from fairseq_g2lstm.reference import SHARINGS, bernoulli, gate_noise, logistic, uniform
+from fairseq_g2lstm.reference import bernoulli, gate_noise, logistic, uniform
+from fairseq_g2lstm.settings import SHARINGS
 
 FALSE_ALARM = 1e-6
 LOG_ODDS = math.log(2 / FALSE_ALARM)

@@ -9,7 +9,8 @@ from torch import Tensor
 from fairseq_g2lstm import ops, reference
 from fairseq_g2lstm.ops import GateMode
 from fairseq_g2lstm.philox import random_words
-from fairseq_g2lstm.reference import SHARINGS, bernoulli
+from fairseq_g2lstm.reference import bernoulli
+from fairseq_g2lstm.settings import SHARINGS
 
 pytestmark = needs_kernels
 

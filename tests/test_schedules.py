@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from fairseq_g2lstm.reference import check_probability, check_temperature
 from fairseq_g2lstm.schedules import SCHEDULES, Schedule
+from fairseq_g2lstm.settings import check_probability, check_temperature
 
 
 def temperature(kind="constant", start=None, end=None, updates=None) -> Schedule:

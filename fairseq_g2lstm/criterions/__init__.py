@@ -17,8 +17,8 @@ from torch import Tensor
 from .. import ops
 from ..gate_stats import GateCounts, observe_gates
 from ..models.gated import GatedModel
-from ..reference import check_probability, check_temperature
 from ..schedules import SCHEDULES, Schedule
+from ..settings import check_probability, check_temperature
 from .activation import ActivationConfig, RegularisedCrossEntropyCriterion
 
 _KINDS = ("input", "forget")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference import check_probability
+from ..settings import check_probability
 
 
 class CacheSettings(NamedTuple):

@@ -13,7 +13,7 @@ from .. import ops
 from ..config import adaptive_softmax_cutoffs, has_attention
 from ..modules import G2LSTMCell, GateObserver
 from ..philox import draw_seed
-from ..reference import GateMode, GateSettings
+from ..settings import GateMode, GateSettings
 from .common import MAX_POSITIONS, Dropout, EncoderOut, IncrementalState, embed, init_uniform
 
 

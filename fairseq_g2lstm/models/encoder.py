@@ -8,7 +8,7 @@ from fairseq.models import FairseqEncoder
 from torch import Tensor, nn
 
 from ..modules import G2LSTM
-from ..reference import GateSettings
+from ..settings import GateSettings
 from .common import MAX_POSITIONS, Dropout, EncoderOut, embed, init_uniform
 
 

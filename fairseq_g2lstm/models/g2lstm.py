@@ -17,7 +17,7 @@ from ..config import (
     resolve,
 )
 from ..distributed import check_ranks_are_joined
-from ..reference import GateSettings
+from ..settings import GateSettings
 from .common import IncrementalState, build_embedding
 from .decoder import G2LSTMDecoder
 from .encoder import G2LSTMEncoder

@@ -6,7 +6,7 @@ import torch
 from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
 
-from ..reference import GateSettings
+from ..settings import GateSettings
 
 
 class GateValues(nn.Module):

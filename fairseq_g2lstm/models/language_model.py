@@ -6,7 +6,7 @@ from torch import Tensor
 from ..config import ModelOptions, apply_architecture, gate_settings
 from ..config_lm import LANGUAGE_MODEL, G2LSTMLanguageModelConfig, resolve
 from ..distributed import check_ranks_are_joined
-from ..reference import GateSettings
+from ..settings import GateSettings
 from .common import IncrementalState, build_embedding
 from .gated import GatedModel
 from .lm_decoder import Extra, LanguageModelDecoder

@@ -16,7 +16,7 @@ from ..config import adaptive_softmax_cutoffs
 from ..config_lm import layer_sizes
 from ..modules import G2LSTMCell, GateObserver
 from ..philox import draw_seed
-from ..reference import GateSettings
+from ..settings import GateSettings
 from .cache import CacheSettings, attend, mix
 from .carried import CarriedState, TextState
 from .common import MAX_POSITIONS, Dropout, IncrementalState, embed, init_uniform

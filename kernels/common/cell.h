@@ -1,4 +1,4 @@
-// The arithmetic of one cell, for host vectors and device scalars alike; fairseq_g2lstm/reference.py defines it.
+// The arithmetic of one cell, for host vectors and device scalars alike; fairseq_g2lstm/reference/method.py defines it.
 //
 // Math is what a backend brings: Math::Scalar (float or double), Math::Value (a scalar, or a vector whose lanes are
 // neighbouring units), Math::Word (see philox.h), and
