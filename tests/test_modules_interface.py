@@ -390,7 +390,7 @@ def test_noise_of_a_layer_is_drawn_in_the_modules_precision(monkeypatch):
         seen.append(dtype)
         return gate_noise(*args, dtype=dtype, **options)
 
-    monkeypatch.setattr("fairseq_g2lstm.reference.gate_noise", spy)
+    monkeypatch.setattr("fairseq_g2lstm.reference.method.gate_noise", spy)
     with ops.use_reference():
         for dtype in (torch.float64, torch.float32, torch.bfloat16):
             G2LSTM(2, 3, dtype=dtype)(torch.zeros(2, 1, 2, dtype=dtype))
