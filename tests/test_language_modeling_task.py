@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLUGIN, run_module
+from conftest import PLUGIN, run_module, train_in_process
 from fairseq.data import data_utils
 from fairseq.optim.sgd import SGD
 from lm_runs import eval_lm, lm_options, train_lm
@@ -165,6 +165,28 @@ def evaluated_tokens(caplog: pytest.LogCaptureFixture) -> int:
     counts = re.findall(r"Evaluated ([\d,]+) tokens", caplog.text)
     caplog.clear()
     return int(counts[-1].replace(",", ""))
+
+
+def test_it_trains_under_fairseqs_own_task_too(tiny_text: Path, tmp_path: Path):
+    folder = train_lm(tiny_text, tmp_path, "--task", "language_modeling", "--max-epoch", 8)
+    state = read_checkpoint(folder / "checkpoint_last.pt")
+    assert "G2LSTMLanguageModelingTask" not in state["extra_state"]
+    # 17 words: knowing none of them is 4.1 bits
+    assert state["extra_state"]["val_loss"] < 4.1
+
+
+def test_a_stock_lstm_lm_is_taken_up_by_finetuning(tiny_text: Path, tmp_path: Path):
+    sizes = ["--decoder-layers", 2, "--decoder-hidden-size", 9]
+    stock_options = lm_options(tiny_text, tmp_path / "stock", "--task", "language_modeling", *sizes)
+    stock_options[stock_options.index("g2lstm_lm")] = "lstm_lm"
+    position = stock_options.index("--decoder-layer-sizes")
+    del stock_options[position : position + 2]
+    train_in_process([*stock_options, "--criterion", "cross_entropy", "--max-epoch", "2"])
+    stock = tmp_path / "stock" / "checkpoint_last.pt"
+    still = ["--lr", 1e-30, "--max-update", 1, "--finetune-from-model", stock]
+    taken = train_lm(tiny_text, tmp_path / "taken", "--decoder-layer-sizes", "9,9", *still) / "checkpoint_last.pt"
+    losses = [float(eval_lm(tiny_text, path, "--task", "language_modeling")["loss"]) for path in (stock, taken)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [[], ["--batch-size", 7], ["--batch-size", 7, "--context-window", 3]])
