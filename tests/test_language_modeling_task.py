@@ -171,8 +171,8 @@ def test_it_trains_under_fairseqs_own_task_too(tiny_text: Path, tmp_path: Path):
     folder = train_lm(tiny_text, tmp_path, "--task", "language_modeling", "--max-epoch", 8)
     state = read_checkpoint(folder / "checkpoint_last.pt")
     assert "G2LSTMLanguageModelingTask" not in state["extra_state"]
-    # 17 words: knowing none of them is 4.1 bits
-    assert state["extra_state"]["val_loss"] < 4.1
+    # the dictionary's 24 types are 4.58 bits, the text's 17 words and the lines' ends 4.17
+    assert state["extra_state"]["val_loss"] < 4.17
 
 
 def test_a_stock_lstm_lm_is_taken_up_by_finetuning(tiny_text: Path, tmp_path: Path):
