@@ -344,6 +344,8 @@ def _check_options(args: Any, targets: list[str]) -> None:
     for name in ("add_bos_token", "pad_to_fixed_length", "pad_to_fixed_bsz"):
         if getattr(args, name):
             raise ValueError(f"--{name.replace('_', '-')} does not fit a text read in order: leave it out")
+    if args.output_dictionary_size >= 0:
+        raise ValueError("--output-dictionary-size is of --task language_modeling alone: leave it out")
     if str(args.shorten_method) != "none":
         raise ValueError("--shorten-method does not fit a text read in order: leave it out")
     if args.tokens_per_sample <= 0:
