@@ -1,7 +1,7 @@
 # make quickstart   train, translate, score and draw, from nothing
 # make test         the whole test suite, with the kernels as they are in the tree
 # make lint         ruff and mypy
-# make bench        speed and memory beside the peers'; DATA=DATA_BIN and CHECKPOINT=STOCK.pt name what to train on
+# make bench        speed and memory beside the peers'; DATA=DATA_BIN and CHECKPOINT=STOCK.pt name what to train on, TEXT=DATA_BIN a text
 #                   and to translate with, in place of generated text and a model trained for it
 #
 # make kernels      the compiled kernels, or what has changed of them
@@ -38,6 +38,7 @@ lint: $(installed)
 bench: kernels
 	$(python) -m benchmarks.run layer
 	$(python) -m benchmarks.run end-to-end $(if $(DATA),--data "$(DATA)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
+	$(python) -m benchmarks.run language-model $(if $(TEXT),--data "$(TEXT)")
 
 kernels: $(installed)
 	$(python) setup.py --quiet build_ext --inplace

@@ -45,6 +45,12 @@ END_TO_END_BARS = {
     "cuda": {"tokens/s": Bar(3.0, at_most=False), "peak memory": Bar(1.0)},
 }
 
+# `g2lstm_lm` divided by stock `lstm_lm`, evaluated by fairseq-eval-lm; on the CPU in float32 on 2 cores.
+LANGUAGE_MODEL_BARS: dict[str, dict[str, Bar]] = {
+    "cpu": {"evaluation tokens/s": Bar(1.0, at_most=False)},
+    "cuda": {},
+}
+
 
 def layer_bar(device: str, shape: Shape, backward: bool, peer: str) -> Bar | None:
     """The bar of a layer's time against a peer's, or None where there is none."""

@@ -1,4 +1,4 @@
-"""Trainings and translations by fairseq's commands, each in a process of its own, and what their logs tell."""
+"""fairseq's commands, each in a process of its own, and what their logs tell."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,29 +17,15 @@ from examples.common.errors import UserError
 from examples.common.files import read_lines
 
 PLUGIN = ROOT / "fairseq_g2lstm"
-# The arms: fairseq's own model, and the plugin's of the same sizes.
-ARMS = {
-    "lstm": ("--arch", "lstm_wiseman_iwslt_de_en", "--criterion", "label_smoothed_cross_entropy"),
-    "g2lstm": (
-        *("--user-dir", str(PLUGIN), "--arch", "g2lstm_iwslt", "--gate-type", "gumbel"),
-        *("--criterion", "g2lstm_label_smoothed_cross_entropy"),
-    ),
-}
-ENCODERS = {"one": (), "two": ("--encoder-bidirectional",)}
 PRECISIONS = {"float32": (), "float16": ("--fp16",)}
-RECIPE = (
-    *("--dropout", "0.3", "--encoder-dropout-in", "0.3", "--encoder-dropout-out", "0.3"),
-    *("--decoder-dropout-in", "0.3", "--decoder-dropout-out", "0.3", "--label-smoothing", "0.1"),
-    *("--optimizer", "adam", "--clip-norm", "1.0"),
-    *("--lr", "2e-3", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "400"),
-    *("--seed", "1", "--update-epoch-batch-itr", "True", "--disable-validation"),
-)
-SMALL = tuple(
-    word
-    for side in ("encoder", "decoder")
-    for name in ("embed-dim", "hidden-size")
-    for word in (f"--{side}-{name}", "16")
-) + ("--decoder-out-embed-dim", "16")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that ended well: how long it ran, and its peak memory, resident or, on CUDA, allocated by torch."""
+
+    seconds: float
+    peak_memory: int
 
 
 @dataclass(frozen=True)
@@ -82,28 +69,37 @@ class Translation:
     hypotheses: tuple[str, ...]
 
 
-def run_fairseq(name: str, arguments: Sequence[str], log: Path, *, device: str, threads: int) -> int:
+@dataclass(frozen=True)
+class Evaluation:
+    """One run of fairseq-eval-lm: tokens and tokens a second as it says, and the seconds of the whole process."""
+
+    tokens: int
+    tokens_per_second: float
+    perplexity: float
+    process_seconds: float
+
+
+def run_fairseq(name: str, arguments: Sequence[str], log: Path, *, device: str, threads: int) -> Process:
     """Runs a command of fairseq.
 
     Args:
-        name: "train" or "generate".
+        name: "train", "generate", "eval_lm" or "preprocess".
         arguments: the command's.
         log: file for all it says.
         device: "cpu" or "cuda".
         threads: of torch.
 
-    Returns:
-        Its peak memory, bytes: resident on the CPU, allocated by torch on CUDA.
-
     Raises:
         UserError: the command failed; the end of what it said is given.
     """
     arguments = [*arguments, *(("--cpu",) if device == "cpu" else ())]
-    print(f"OMP_NUM_THREADS={threads} {shlex.join([f'fairseq-{name}', *map(shown, arguments)])}", flush=True)
+    command = f"fairseq-{name.replace('_', '-')}"
+    print(f"OMP_NUM_THREADS={threads} {shlex.join([command, *map(shown, arguments)])}", flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     peak = log.with_suffix(".peak.json")
     peak.unlink(missing_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUTF8": "1"}
+    start = time.perf_counter()
     with log.open("w", encoding="utf-8") as stream:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.fairseq_process", str(peak), name, *arguments],
@@ -112,14 +108,14 @@ def run_fairseq(name: str, arguments: Sequence[str], log: Path, *, device: str, 
             stderr=subprocess.STDOUT,
             env=environment,
         )
+    seconds = time.perf_counter() - start
     if done.returncode or not peak.exists():
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
-        raise UserError(f"fairseq-{name} failed with {done.returncode}; {log} ends with:\n{tail}")
-    return json.loads(peak.read_text())["resident" if device == "cpu" else "cuda"]
+        raise UserError(f"{command} failed with {done.returncode}; {log} ends with:\n{tail}")
+    return Process(seconds, json.loads(peak.read_text())["resident" if device == "cpu" else "cuda"])
 
 
 def train(
-    arm: str,
     data: Path,
     log: Path,
     options: Sequence[str],
@@ -130,23 +126,38 @@ def train(
     device: str,
     threads: int,
 ) -> Training:
-    """Trains an arm without validation or checkpoints.
+    """Trains without writing checkpoints.
 
     Args:
-        arm: a key of ARMS.
         data: the data-bin folder.
         log: file for what fairseq says.
-        options: beside the arm's and the recipe's.
+        options: of fairseq-train, beside those of its length, log and checkpoints.
         updates: in all.
         interval: updates between lines of the log.
         warmup: updates at the beginning that are not counted, at least one interval.
         device: "cpu" or "cuda".
         threads: of torch.
     """
-    arguments = [str(data), *ARMS[arm], *RECIPE, *options, "--no-save", "--max-update", str(updates)]
+    arguments = [str(data), *options, "--no-save", "--max-update", str(updates)]
     arguments += ["--log-format", "json", "--log-interval", str(interval)]
-    peak = run_fairseq("train", arguments, log, device=device, threads=threads)
-    return Training(tuple(read_intervals(log, interval, warmup)), peak)
+    process = run_fairseq("train", arguments, log, device=device, threads=threads)
+    return Training(tuple(read_intervals(log, interval, warmup)), process.peak_memory)
+
+
+def train_checkpoint(
+    data: Path, log: Path, options: Sequence[str], folder: Path, *, updates: int, device: str, threads: int
+) -> Path:
+    """Trains for some updates, and writes a checkpoint at the end in place of what was in the folder.
+
+    Returns:
+        The checkpoint's path.
+    """
+    for stale in folder.glob("*.pt"):
+        stale.unlink()
+    arguments = [str(data), *options, "--max-update", str(updates), "--save-dir", str(folder)]
+    arguments += ["--no-epoch-checkpoints", "--log-format", "json", "--log-interval", "10"]
+    run_fairseq("train", arguments, log, device=device, threads=threads)
+    return folder / "checkpoint_last.pt"
 
 
 def read_intervals(log: Path, interval: int, warmup: int) -> list[Interval]:
@@ -199,3 +210,38 @@ def read_translation(log: Path) -> Translation:
         raise UserError(f"{log} does not tell what was translated in which time; run again")
     count = int(speed[1].replace(",", ""))
     return Translation(float(speed[2]), count, tuple(hypotheses[number] for number in sorted(hypotheses)))
+
+
+def evaluate(
+    checkpoint: Path,
+    data: Path,
+    log: Path,
+    *,
+    task: str,
+    n_rows: int,
+    block_length: int,
+    device: str,
+    threads: int,
+) -> Evaluation:
+    """Evaluates a language model on the test set, in blocks of `block_length` tokens of `n_rows` rows."""
+    arguments = [str(data), "--user-dir", str(PLUGIN), "--task", task, "--path", str(checkpoint)]
+    arguments += ["--gen-subset", "test", "--batch-size", str(n_rows), "--tokens-per-sample", str(block_length)]
+    arguments += ["--num-workers", "0", "--no-progress-bar"]
+    process = run_fairseq("eval_lm", arguments, log, device=device, threads=threads)
+    return read_evaluation(log, process.seconds)
+
+
+def read_evaluation(log: Path, process_seconds: float) -> Evaluation:
+    """What fairseq-eval-lm logged.
+
+    Raises:
+        UserError: the line with its speed or that with the perplexity is missing.
+    """
+    speed = perplexity = None
+    for line in read_lines(log):
+        speed = re.search(r"Evaluated ([\d,]+) tokens in .*\(([\d.]+) tokens/s\)", line) or speed
+        perplexity = re.search(r"Perplexity: (\S+)$", line) or perplexity
+    if speed is None or perplexity is None:
+        raise UserError(f"{log} does not tell what was evaluated in which time; run again")
+    count = int(speed[1].replace(",", ""))
+    return Evaluation(count, float(speed[2]), float(perplexity[1]), process_seconds)

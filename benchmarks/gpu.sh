@@ -2,11 +2,12 @@
 # All that waits for a GPU: builds the kernels, runs the tests, compute-sanitizer and the benchmarks, and keeps every log and
 # result. A step that fails does not stop the others; a short table of all comes last. Without a GPU it runs too, on the CPU.
 #
-# usage: bash benchmarks/gpu.sh [build|test|sanitize|layer|end-to-end ...]      default: all, in this order
+# usage: bash benchmarks/gpu.sh [build|test|sanitize|layer|end-to-end|language-model ...]   default: all, in this order
 #   OUT          folder of logs and results (default runs/gpu)
 #   WHEELS       folder of wheels to install first, where there is no network
 #   DATA         fairseq's data-bin for end-to-end (default: the quickstart's generated text)
 #   CHECKPOINT   stock checkpoint to translate with (default: one is trained)
+#   TEXT         fairseq's data-bin of a text for language-model (default: the quickstart's generated text)
 #   SMOKE=1      tiny sizes, to see that everything works
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +15,7 @@ OUT=${OUT:-runs/gpu}
 mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(build test sanitize layer end-to-end)
+[ ${#steps[@]} -gt 0 ] || steps=(build test sanitize layer end-to-end language-model)
 smoke=${SMOKE:+--smoke}
 table=$OUT/steps.txt
 : > "$table"
@@ -33,7 +34,7 @@ step() {
     shift
     "$@" > "$OUT/$name.log" 2>&1
     status=$?
-    printf '%-12s %-7s %5d s  %s\n' "$name" "$([ $status -eq 0 ] && echo passed || echo "exit $status")" \
+    printf '%-14s %-7s %5d s  %s\n' "$name" "$([ $status -eq 0 ] && echo passed || echo "exit $status")" \
         $((SECONDS - start)) "$(grep -v '^[[:space:]]*$' "$OUT/$name.log" | tail -n 1 | cut -c 1-120)" | tee -a "$table"
 }
 
@@ -43,7 +44,7 @@ for name in "${steps[@]}"; do
         test) step test python3 -m pytest -q ${SMOKE:+tests/test_cuda.py tests/test_philox.py} ;;
         sanitize)
             if [ -z "$gpu" ] || ! command -v compute-sanitizer > /dev/null; then
-                echo "sanitize     left out: it needs a GPU and compute-sanitizer" | tee -a "$table"
+                echo "sanitize       left out: it needs a GPU and compute-sanitizer" | tee -a "$table"
                 continue
             fi
             # The tools slow a kernel down many times: each sees a few cases of every operator.
@@ -57,8 +58,12 @@ for name in "${steps[@]}"; do
             step end-to-end python3 -m benchmarks.run end-to-end $smoke --out "$OUT/end-to-end" \
                 ${DATA:+--data "$DATA"} ${CHECKPOINT:+--checkpoint "$CHECKPOINT"}
             ;;
+        language-model)
+            step language-model python3 -m benchmarks.run language-model $smoke --out "$OUT/language-model" \
+                ${TEXT:+--data "$TEXT"}
+            ;;
         *)
-            echo "error: no step is called $name: build, test, sanitize, layer or end-to-end" >&2
+            echo "error: no step is called $name: build, test, sanitize, layer, end-to-end or language-model" >&2
             exit 2
             ;;
     esac

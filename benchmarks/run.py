@@ -2,25 +2,47 @@
 
     python -m benchmarks.run layer [--shapes T,B,I,H …] [--dtypes …] [--peers …] [--rounds N] [--no-sweep]
     python -m benchmarks.run end-to-end [--data DATA_BIN] [--checkpoint STOCK.pt] [--encoders …] [--repeats N]
+    python -m benchmarks.run language-model [--data DATA_BIN] [--units …] [--blocks ROWSxTOKENS …] [--rounds N]
 
-Both print a Markdown table and write it as results.md, with results.json, into --out. --smoke runs tiny sizes, to see
+All print a Markdown table and write it as results.md, with results.json, into --out. --smoke runs tiny sizes, to see
 that everything works.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import end_to_end, fairseq_runs, layer, peers
+from benchmarks import end_to_end, language_model, layer, peers
 from benchmarks.bars import LAYER_SHAPES, Shape
+from benchmarks.language_model import Blocks
 from benchmarks.machine import ROOT, cores
-from benchmarks.tables import end_to_end_markdown, layer_markdown
+from benchmarks.tables import end_to_end_markdown, language_model_markdown, layer_markdown
 from examples.common.errors import UserError, run_main
 
 DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}
 PRECISIONS = {"cpu": ("float32",), "cuda": ("float32", "float16")}
 SMOKE_SHAPES = (Shape(3, 4, 5, 6), Shape(4, 2, 3, 7))
+# For each mode: name of an option -> its default, the same with --smoke, and what it is.
+NUMBERS = {
+    "layer": {"rounds": (9, 2, "turns of each peer")},
+    "end-to-end": {
+        "repeats": (3, 1, "trainings and translations of each arm"),
+        "updates": (60, 6, "of each timed training"),
+        "interval": (10, 2, "updates between lines of its log"),
+        "warmup": (20, 2, "updates at its beginning that are not counted"),
+        "decode-updates": (300, 4, "of the training of a checkpoint to translate with"),
+        "max-tokens": (4000, 400, "in a batch"),
+    },
+    "language-model": {
+        "rounds": (3, 1, "evaluations and trainings of each arm"),
+        "updates": (200, 6, "of each timed training"),
+        "interval": (25, 2, "updates between lines of its log"),
+        "warmup": (50, 2, "updates at its beginning that are not counted"),
+        "checkpoint-updates": (100, 4, "of the training of the checkpoints to evaluate"),
+    },
+}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,13 +58,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog=usage,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    modes = parser.add_subparsers(dest="mode", required=True, metavar="layer|end-to-end")
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="layer|end-to-end|language-model")
     one = modes.add_parser("layer", help="time of one layer")
     one.add_argument("--shapes", type=_shape, nargs="+", metavar="T,B,I,H", help="default: those of the bars")
     one.add_argument("--dtypes", nargs="+", choices=DTYPES["cuda"], help="default: float32; on CUDA all")
     one.add_argument("--peers", nargs="+", choices=tuple(peers.PEERS),
                      help="default: on the CPU all but flashrnn, on CUDA all but the reference")  # fmt: skip
-    one.add_argument("--rounds", type=_positive, metavar="N", help="turns of each peer (default: 9)")
     one.add_argument("--no-sweep", action="store_true", help="no picture of time against T, B and H")
 
     whole = modes.add_parser("end-to-end", help="training and translating")
@@ -50,39 +71,39 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                        help="default: the quickstart's corpus, made if need be")  # fmt: skip
     whole.add_argument("--checkpoint", type=_path, metavar="STOCK.pt",
                        help="a trained stock lstm to translate with (default: one is trained)")  # fmt: skip
-    whole.add_argument("--encoders", nargs="+", choices=tuple(fairseq_runs.ENCODERS), default=["one", "two"],
+    whole.add_argument("--encoders", nargs="+", choices=tuple(end_to_end.ENCODERS), default=["one", "two"],
                        help="directions of the encoder (default: one and two)")  # fmt: skip
-    whole.add_argument("--precisions", nargs="+", choices=PRECISIONS["cuda"], help="default: float32; on CUDA both")
-    numbers = {
-        "repeats": (3, "trainings and translations of each arm"),
-        "updates": (60, "of each timed training"),
-        "interval": (10, "updates between lines of its log"),
-        "warmup": (20, "updates at its beginning that are not counted"),
-        "decode-updates": (300, "of the training of a checkpoint to translate with"),
-        "max-tokens": (4000, "in a batch"),
-    }
-    for name, (default, what) in numbers.items():
-        whole.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{what} (default: {default})")
-    whole.add_argument("--work", type=_path, default=ROOT / "runs/benchmark", metavar="DIR",
-                       help="for logs, checkpoints and generated data (default: runs/benchmark)")  # fmt: skip
 
-    for mode in (one, whole):
+    text = modes.add_parser("language-model", help="evaluating and training language models")
+    text.add_argument("--data", type=_path, metavar="DATA_BIN",
+                      help="a text (default: the quickstart's English, made if need be)")  # fmt: skip
+    text.add_argument("--units", type=int, nargs="+", choices=tuple(language_model.SIZES),
+                      help="of the models' two layers (default: all)")  # fmt: skip
+    text.add_argument("--blocks", type=_blocks, nargs="+", metavar="ROWSxTOKENS",
+                      help="that the test set is read in (default: 20x35 and 1x70)")  # fmt: skip
+
+    for mode in (whole, text):
+        mode.add_argument("--precisions", nargs="+", choices=PRECISIONS["cuda"],
+                          help="of training (default: float32; on CUDA both)")  # fmt: skip
+        mode.add_argument("--work", type=_path, default=ROOT / "runs/benchmark", metavar="DIR",
+                          help="for logs, checkpoints and generated data (default: runs/benchmark)")  # fmt: skip
+    for name, mode in modes.choices.items():
+        for number, (default, _, what) in NUMBERS[name].items():
+            mode.add_argument(f"--{number}", type=_positive, metavar="N", help=f"{what} (default: {default})")
         mode.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
         mode.add_argument("--threads", type=_positive, default=cores(), metavar="N", help="default: %(default)s")
         mode.add_argument("--out", type=_path, metavar="DIR", help="default: benchmarks/results/MODE-cpu or -gpu")
         mode.add_argument("--smoke", action="store_true", help="tiny sizes; results go to runs/benchmark")
     options = parser.parse_args(arguments)
-    if options.mode == "end-to-end":
-        smoke = {"repeats": 1, "updates": 6, "interval": 2, "warmup": 2, "decode-updates": 4, "max-tokens": 400}
-        for name, (default, _) in numbers.items():
-            key = name.replace("-", "_")
-            if getattr(options, key) is None:
-                setattr(options, key, smoke[name] if options.smoke else default)
     _complete(options)
     return options
 
 
 def _complete(options: argparse.Namespace) -> None:
+    for number, (default, smoke, _) in NUMBERS[options.mode].items():
+        name = number.replace("-", "_")
+        if getattr(options, name) is None:
+            setattr(options, name, smoke if options.smoke else default)
     if options.device is None:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -109,6 +130,13 @@ def _shape(text: str) -> Shape:
     return Shape(*map(_positive, sizes))
 
 
+def _blocks(text: str) -> Blocks:
+    sizes = text.split("x")
+    if len(sizes) != 2:
+        raise argparse.ArgumentTypeError(f"takes rows and tokens of a block as ROWSxTOKENS, got {text}")
+    return Blocks(*map(_positive, sizes))
+
+
 def run_layer(options: argparse.Namespace) -> str:
     """Times the layer; returns the table."""
     device, smoke = options.device, options.smoke
@@ -118,7 +146,7 @@ def run_layer(options: argparse.Namespace) -> str:
         shapes=options.shapes or (SMOKE_SHAPES if smoke else LAYER_SHAPES[device]),
         dtypes=options.dtypes or DTYPES[device],
         peers=options.peers or peers.DEFAULT_PEERS[device],
-        rounds=options.rounds or (2 if smoke else 9),
+        rounds=options.rounds,
         min_seconds=0.001 if smoke else {"cpu": 0.2, "cuda": 0.04}[device],
         sweep=None if options.no_sweep else layer.SMOKE_SWEEP if smoke else layer.SWEEPS[device],
         out=options.out,
@@ -129,29 +157,51 @@ def run_layer(options: argparse.Namespace) -> str:
 def run_end_to_end(options: argparse.Namespace) -> str:
     """Trains and translates; returns the table."""
     settings = end_to_end.Settings(
-        device=options.device,
-        threads=options.threads,
         data=options.data or end_to_end.embedded_corpus(options.work, options.smoke),
+        rounds=options.repeats,
         checkpoint=options.checkpoint,
         encoders=options.encoders,
-        precisions=options.precisions or PRECISIONS[options.device],
-        repeats=options.repeats,
-        updates=options.updates,
-        interval=options.interval,
-        warmup=options.warmup,
         decode_updates=options.decode_updates,
         max_tokens=options.max_tokens,
-        small=options.smoke,
-        work=options.work,
-        out=options.out,
+        **_model_settings(options),
     )
     return end_to_end_markdown(end_to_end.run(settings))
+
+
+def run_language_model(options: argparse.Namespace) -> str:
+    """Evaluates and trains; returns the tables."""
+    smoke = options.smoke
+    chosen = [language_model.SIZES[units] for units in options.units or language_model.SIZES]
+    settings = language_model.Settings(
+        data=options.data or language_model.embedded_text(options.work, smoke, options.threads),
+        rounds=options.rounds,
+        sizes=language_model.SMOKE_SIZES if smoke else chosen,
+        blocks=options.blocks or (language_model.SMOKE_BLOCKS if smoke else language_model.BLOCKS),
+        checkpoint_updates=options.checkpoint_updates,
+        **_model_settings(options),
+    )
+    return language_model_markdown(language_model.run(settings))
+
+
+def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "device": options.device,
+        "threads": options.threads,
+        "precisions": options.precisions or PRECISIONS[options.device],
+        "updates": options.updates,
+        "interval": options.interval,
+        "warmup": options.warmup,
+        "small": options.smoke,
+        "work": options.work,
+        "out": options.out,
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parse_arguments(arguments)
-    table = {"layer": run_layer, "end-to-end": run_end_to_end}[options.mode](options)
+    runs = {"layer": run_layer, "end-to-end": run_end_to_end, "language-model": run_language_model}
+    table = runs[options.mode](options)
     print("", table, f"results.json and results.md written to {options.out}", sep="\n")
 
 

@@ -55,27 +55,62 @@ def end_to_end_markdown(result: Result) -> str:
     head = ["encoder's directions", "precision", "", "stock `lstm`", "`g2lstm`, gumbel", "ratio", "bar"]
     lines = _head(head, texts=3)
     for row in result["training"]:
-        where = [row["encoder"], row["precision"]]
-        lines.append(_line([*where, "target tokens/s", *_compared(row["tokens/s"], "tokens_per_s", ",.0f")]))
-        memory = {**row["peak memory"]}
-        memory |= {arm: _in_mebibytes(memory[arm]) for arm in ("lstm", "g2lstm")}
-        lines.append(_line([*where, "peak memory, MiB", *_compared(memory, "bytes", ",.0f")]))
+        lines += _training_rows([row["encoder"], row["precision"]], row, ("lstm", "g2lstm"))
     same = all(row["same_batches"] for row in result["training"])
     translation = result["translation"]
-    speeds = _compared(translation["sentences/s"], "sentences_per_s", ",.1f")
+    speeds = _compared(translation["sentences/s"], "sentences_per_s", ",.1f", ("lstm", "g2lstm"))
     lines.append(_line(["of the checkpoint", "float32", "sentences/s, beam 5", *speeds]))
-    types = ", ".join(f"{name} {size:,}" for name, size in settings["data"]["types"].items())
-    counted = f"updates {settings['warmup'] + 1} to {settings['updates']} of each training"
     lines += [
         "",
-        f"Median of {settings['repeats']} runs of each arm in turns (distance between the quartiles). Speed of "
-        f"training over {counted}, from fairseq's log; memory is {_kind_of_memory(result)}. "
-        f"The arms saw {'the same' if same else '**not the same**'} batches, by their target tokens.",
+        f"{_runs(settings['repeats'])} {_how_trained(result)} "
+        f"The arms saw {_same(same)} batches, by their target tokens.",
         "",
         f"Translated: {translation['sentences']:,} sentences, with a stock checkpoint and the same converted to "
         f"`g2lstm`; {translation['identical']:,} hypotheses are the same in both.",
         "",
-        f"Data: {types}. Recipe: `{settings['recipe']}`.",
+        _data_and_recipe(settings),
+        "",
+        sentence(result),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def language_model_markdown(result: Result) -> str:
+    """A table of evaluations, one of trainings, and what is needed to repeat them."""
+    settings, evaluations = result["settings"], result["evaluation"]
+    head = ["units", "rows × tokens", "", "stock `lstm_lm`"]
+    for title in ("`g2lstm_lm`", "`g2lstm_lm`, state carried"):
+        head += [title, "ratio", "bar"]
+    lines = ["**Evaluation**", "", *_head(head, texts=3)]
+    for row in evaluations:
+        lines += _evaluation_rows(row)
+    tokens = f"{evaluations[0]['tokens']:,}" if evaluations else "no"
+    same_tokens = _same(all(row["same_tokens"] for row in evaluations))
+    same_perplexity = _same(all(row["same_perplexity"] for row in evaluations))
+    lines += [
+        "",
+        f"fairseq-eval-lm over the {tokens} tokens of the test set, tokens/s as it prints: a stock checkpoint of "
+        f"{settings['checkpoint_updates']} updates and the same weights in `g2lstm_lm`, both under fairseq's "
+        "`language_modeling`, which shuffles the blocks and starts each from zeros, and those weights under "
+        "`g2lstm_language_modeling`, which reads the text in order and carries the state. "
+        f"All scored {same_tokens} number of tokens; under fairseq's task both have {same_perplexity} perplexity.",
+        "",
+        "**Training**",
+        "",
+        *_head(["units", "rows × tokens", "precision", "", "stock `lstm_lm`", "`g2lstm_lm`, gumbel", "ratio"], texts=4),
+    ]
+    for row in result["training"]:
+        where = [str(row["units"]), f"{row['n_rows']} × {row['block_length']}", row["precision"]]
+        lines += _training_rows(where, row, ("lstm_lm", "g2lstm_lm"), bars=False)
+    same = all(row["same_tokens"] for row in result["training"])
+    lines += [
+        "",
+        f"{_runs(settings['rounds'])} {_how_trained(result)} Stock blocks are shuffled, G2-LSTM's in order with the "
+        f"state carried; the arms' batches had {_same(same)} number of tokens.",
+        "",
+        _data_and_recipe(settings),
+        "",
+        " ".join(f"{units} units: `{options}`." for units, options in settings["sizes"].items()),
         "",
         sentence(result),
     ]
@@ -105,11 +140,45 @@ def _three(value: float) -> str:
     return f"{value:,.{min(3, max(0, 2 - exponent))}f}"
 
 
-def _compared(found: Result, unit: str, digits: str) -> list[str]:
-    arms = [
-        f"{found[arm][f'median_{unit}']:{digits}} ({found[arm][f'iqr_{unit}']:{digits}})" for arm in ("lstm", "g2lstm")
+def _evaluation_rows(row: Result) -> list[str]:
+    stock, *ours = row["perplexity"]
+    where = [str(row["units"]), f"{row['n_rows']} × {row['block_length']}"]
+    lines = []
+    for name, title, unit, digits in (
+        ("tokens/s", "tokens/s", "tokens_per_s", ",.0f"),
+        ("process", "whole process, s", "s", ",.1f"),
+    ):
+        found = row[name]
+        cells = [*where, title, _median(found[stock], unit, digits)]
+        for arm in ours:
+            cells += [_median(found[arm], unit, digits), *_ratio(found["ratios"][arm])]
+        lines.append(_line(cells))
+    cells = [*where, "perplexity", f"{row['perplexity'][stock]:,.2f}"]
+    for arm in ours:
+        cells += [f"{row['perplexity'][arm]:,.2f}", "", ""]
+    return [*lines, _line(cells)]
+
+
+def _training_rows(where: list[str], row: Result, arms: tuple[str, str], bars: bool = True) -> list[str]:
+    memory = {**row["peak memory"]}
+    memory |= {arm: _in_mebibytes(memory[arm]) for arm in arms}
+    rows = [
+        [*where, "target tokens/s", *_compared(row["tokens/s"], "tokens_per_s", ",.0f", arms)],
+        [*where, "peak memory, MiB", *_compared(memory, "bytes", ",.0f", arms)],
     ]
-    return [*arms, f"{found['ratio']:.2f} ({found['iqr_by_repeat']:.2f})", _verdict(found)]
+    return [_line(cells if bars else cells[:-1]) for cells in rows]
+
+
+def _compared(found: Result, unit: str, digits: str, arms: tuple[str, str]) -> list[str]:
+    return [*(_median(found[arm], unit, digits) for arm in arms), *_ratio(found)]
+
+
+def _median(spread: Result, unit: str, digits: str) -> str:
+    return f"{spread[f'median_{unit}']:{digits}} ({spread[f'iqr_{unit}']:{digits}})"
+
+
+def _ratio(found: Result) -> list[str]:
+    return [f"{found['ratio']:.2f} ({found['iqr_by_repeat']:.2f})", _verdict(found)]
 
 
 def _verdict(found: Result | None) -> str:
@@ -118,6 +187,25 @@ def _verdict(found: Result | None) -> str:
 
 def _in_mebibytes(spread: Result) -> Result:
     return {key: value / 2**20 if isinstance(value, float) else value for key, value in spread.items()}
+
+
+def _same(same: bool) -> str:
+    return "the same" if same else "**not the same**"
+
+
+def _runs(number: int) -> str:
+    return f"Median of {number} runs of each arm in turns (distance between the quartiles)."
+
+
+def _how_trained(result: Result) -> str:
+    settings = result["settings"]
+    counted = f"updates {settings['warmup'] + 1} to {settings['updates']} of each training"
+    return f"Speed of training over {counted}, from fairseq's log; memory is {_kind_of_memory(result)}."
+
+
+def _data_and_recipe(settings: Result) -> str:
+    types = ", ".join(f"{name} {size:,}" for name, size in settings["data"]["types"].items())
+    return f"Data: {types}. Recipe: `{settings['recipe']}`."
 
 
 def _kind_of_memory(result: Result) -> str:

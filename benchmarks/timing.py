@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,14 +51,21 @@ def ratio(ours: Spread, theirs: Spread) -> tuple[float, Spread]:
     return ours.median / theirs.median, Spread(tuple(a / b for a, b in zip(ours.values, theirs.values, strict=True)))
 
 
+def in_turns(names: Sequence[str], rounds: int) -> Iterator[str]:
+    """The names in turns, so that what else the machine does meets all alike; each round begins with another one."""
+    for number in range(rounds):
+        first = number % len(names) if names else 0
+        yield from (*names[first:], *names[:first])
+
+
 def time_interleaved(
     workloads: Mapping[str, Workload], *, rounds: int, min_seconds: float, threads: int, device: str
 ) -> dict[str, Spread]:
-    """Times workloads in turns, so that what else the machine does meets all of them alike.
+    """Times workloads in turns.
 
     Args:
         workloads: name -> function to run; on CUDA it need not wait for the GPU.
-        rounds: how often each gets its turn, > 0; each round starts with another one.
+        rounds: how often each gets its turn, > 0.
         min_seconds: each turn runs its workload until about this many seconds have passed, once at least.
         threads: of torch.
         device: "cpu" or "cuda".
@@ -67,14 +74,10 @@ def time_interleaved(
         For each workload the seconds a run took in each round: on the CPU the mean of the turn's runs by
         torch.utils.benchmark's Timer, on CUDA their median by triton's do_bench where triton is installed.
     """
-    names = list(workloads)
-    if not names:
-        return {}
-    turns = {name: _turn(workloads[name], min_seconds, threads, device) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds[name].append(turns[name]())
+    turns = {name: _turn(run, min_seconds, threads, device) for name, run in workloads.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in workloads}
+    for name in in_turns(list(workloads), rounds):
+        seconds[name].append(turns[name]())
     return {name: Spread(tuple(values)) for name, values in seconds.items()}
 
 

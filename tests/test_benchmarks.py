@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 from conftest import run_module
 from tiny_runs import training_config
 
-from benchmarks import fairseq_runs, peers, run
-from benchmarks.bars import CPU_SHAPES, CUDA_SHAPES, END_TO_END_BARS, Shape, layer_bar
-from benchmarks.tables import layer_markdown
-from benchmarks.timing import Spread, ratio, time_interleaved
+from benchmarks import comparison, end_to_end, fairseq_runs, language_model, peers, run
+from benchmarks.bars import CPU_SHAPES, CUDA_SHAPES, END_TO_END_BARS, LANGUAGE_MODEL_BARS, Shape, layer_bar
+from benchmarks.tables import language_model_markdown, layer_markdown
+from benchmarks.timing import Spread, in_turns, ratio, time_interleaved
 from examples.common.errors import UserError
 from fairseq_g2lstm import G2LSTM, ops
+from fairseq_g2lstm.checkpoints import read_checkpoint
 from fairseq_g2lstm.philox import draw_seed
 from fairseq_g2lstm.reference import gate_noise
 
@@ -94,6 +96,8 @@ def test_bars_hold_at_the_shapes_they_name_and_nowhere_else():
     assert layer_bar("cuda", CUDA_SHAPES[0], True, "python-loop") is None
     speed = END_TO_END_BARS["cpu"]["tokens/s"]
     assert speed.met(1.4) and not speed.met(1.39) and str(speed) == "≥ 1.4"
+    evaluation = LANGUAGE_MODEL_BARS["cpu"]["evaluation tokens/s"]
+    assert evaluation.met(1.0) and not evaluation.met(0.99) and LANGUAGE_MODEL_BARS["cuda"] == {}
 
 
 def test_spreads_have_median_and_quartiles():
@@ -102,6 +106,11 @@ def test_spreads_have_median_and_quartiles():
     assert Spread((7.0,)).iqr == 0.0
     value, by_round = ratio(Spread((1.0, 4.0, 2.0)), Spread((2.0, 4.0, 8.0)))
     assert value == 0.5 and by_round.values == (0.5, 1.0, 0.25)
+
+
+def test_each_round_begins_with_another_one():
+    assert "".join(in_turns("abc", 4)) == "abcbcacababc"
+    assert list(in_turns([], 2)) == []
 
 
 def test_workloads_take_turns():
@@ -152,6 +161,14 @@ def test_the_layer_benchmark_writes_a_table_and_a_picture(layer_results):
     assert (layer_results / "sweep.png").read_bytes().startswith(PNG)
 
 
+MACHINE = {"processor": "P", "instructions": "I", "cores": 2, "threads": 2, "memory_gib": 4.0, "gpu": None}
+DESCRIBED = {
+    "machine": {**MACHINE, "load_average": 0.0},
+    "versions": {"torch": "2", "kernels": "compiled"},
+    "command": "c",
+}
+
+
 def test_a_ratio_stands_beside_its_bar():
     shape = CPU_SHAPES[0]._asdict()
     time = Spread((0.1, 0.2, 0.3)).as_dict("s")
@@ -161,10 +178,8 @@ def test_a_ratio_stands_beside_its_bar():
     }
     row = {"shape": shape, "dtype": "float32", "passes": "forward + backward", "tf32": False, "axis": None}
     row |= {"times": {"g2lstm": time, **dict.fromkeys(ratios, time)}, "skipped": {}, "ratios": ratios}
-    machine = {"processor": "P", "instructions": "I", "cores": 2, "threads": 2, "memory_gib": 4.0, "gpu": None}
     settings = {"timer": "Timer", "rounds": 3, "gates": {"gate_type": "gumbel", "temperature": 0.9, "noise_prob": 0.2}}
-    result = {"rows": [row], "settings": settings, "machine": {**machine, "load_average": 0.0}, "command": "c"}
-    table = layer_markdown({**result, "versions": {"torch": "2", "kernels": "compiled"}})
+    table = layer_markdown({"rows": [row], "settings": settings, **DESCRIBED})
     assert "| 200 (100) | 1.20 (0.01) | ≤ 1.05, **not met** | 0.41 (0.02) | ≤ 0.5, met |" in table
 
 
@@ -197,10 +212,22 @@ def test_translating_speed_is_what_fairseq_says(tmp_path):
         fairseq_runs.read_translation(log)
 
 
+def test_evaluating_speed_is_what_fairseq_says(tmp_path):
+    log = tmp_path / "eval.log"
+    log.write_text(
+        "| INFO | fairseq_cli.eval_lm | Evaluated 82,430 tokens in 4.1s (20104.87 tokens/s)\n"
+        "| INFO | fairseq_cli.eval_lm | Loss (base 2): 7.1234, Perplexity: 139.41\n"
+    )
+    assert fairseq_runs.read_evaluation(log, 6.5) == fairseq_runs.Evaluation(82430, 20104.87, 139.41, 6.5)
+    log.write_text("| INFO | fairseq_cli.eval_lm | Evaluated 82,430 tokens in 4.1s (20104.87 tokens/s)\n")
+    with pytest.raises(UserError, match="run again"):
+        fairseq_runs.read_evaluation(log, 6.5)
+
+
 def test_the_arms_differ_in_model_and_criterion_alone(tiny_data):
     configs = {}
-    for arm, options in fairseq_runs.ARMS.items():
-        given = [*options, *fairseq_runs.RECIPE, "--encoder-bidirectional", "--max-tokens", 400]
+    for arm, options in end_to_end.ARMS.items():
+        given = [*options, *end_to_end.RECIPE, "--encoder-bidirectional", "--max-tokens", 400]
         configs[arm] = training_config(tiny_data, "--cpu", *given)
     stock, ours = configs["lstm"], configs["g2lstm"]
     for part in ("dataset", "optimization", "optimizer", "lr_scheduler", "task"):
@@ -210,6 +237,30 @@ def test_the_arms_differ_in_model_and_criterion_alone(tiny_data):
     resolved = resolve(ours.model)
     for name, value in vars(stock.model).items():
         if name.startswith(("encoder_", "decoder_", "dropout", "share_")):
+            assert getattr(resolved, name) == value, name
+
+
+@pytest.mark.parametrize("size", language_model.SIZES.values(), ids=str)
+def test_the_language_models_differ_in_model_task_and_criterion_alone(tiny_text, size):
+    configs = {}
+    for arm, options in language_model.ARMS.items():
+        configs[arm] = training_config(tiny_text, "--cpu", *options, *language_model.RECIPE, *size.options)
+    stock, ours = configs["lstm_lm"], configs["g2lstm_lm"]
+    for part in ("optimization", "lr_scheduler"):
+        assert stock[part] == ours[part], part
+    for name in ("_name", "lr", "momentum", "weight_decay"):
+        assert getattr(stock.optimizer, name) == getattr(ours.optimizer, name), name
+    for name, value in stock.task.items():
+        assert name == "_name" or ours.task[name] == value, name
+    assert {name for name, value in stock.dataset.items() if ours.dataset[name] != value} == {
+        "required_batch_size_multiple"  # the plugin's task takes the rows as they are
+    }
+    from fairseq_g2lstm.config_lm import layer_sizes, resolve
+
+    resolved = resolve(ours.model)
+    assert layer_sizes(resolved) == [stock.model.decoder_hidden_size] * stock.model.decoder_layers == [size.units] * 2
+    for name, value in vars(stock.model).items():
+        if name.startswith(("decoder_embed", "decoder_out", "decoder_dropout", "dropout", "share_")):
             assert getattr(resolved, name) == value, name
 
 
@@ -241,6 +292,89 @@ def test_the_end_to_end_benchmark_trains_and_translates_with_both_arms(tiny_data
     assert str(tmp_path) not in (out / "results.json").read_text() + table
 
 
+@pytest.mark.slow
+def test_the_language_model_benchmark_evaluates_and_trains_with_all_arms(tiny_text, tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    done = run_module(
+        *("benchmarks.run", "language-model", "--smoke", "--device", "cpu", "--threads", 1, "--data", tiny_text),
+        *("--blocks", "3x7", "--work", work, "--out", out),
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "results.json").read_text())
+    assert result["complete"] and set(result["settings"]["data"]["sha256"]) == {"train.bin", "test.bin"}
+    (evaluation,) = result["evaluation"]
+    assert (evaluation["units"], evaluation["n_rows"], evaluation["block_length"]) == (16, 3, 7)
+    # all of the text: with so few types fairseq stores a token in two bytes
+    assert evaluation["same_tokens"] and evaluation["tokens"] == (tiny_text / "test.bin").stat().st_size // 2
+    assert evaluation["same_perplexity"]
+    evaluations = [line for line in done.stdout.splitlines() if line.startswith("OMP_NUM_THREADS=1 fairseq-eval-lm")]
+    assert ["--task g2lstm_language_modeling" in line for line in evaluations] == [False, False, True]
+    for name in ("tokens/s", "process"):
+        assert set(evaluation[name]["ratios"]) == {"g2lstm_lm", "g2lstm_lm carried"}
+    weights = [
+        read_checkpoint(work / "language-model" / f"16-{arm}" / "checkpoint_last.pt")["model"]
+        for arm in language_model.ARMS
+    ]
+    assert set(weights[1]) - set(weights[0]) == {"gates.values"}
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    (training,) = result["training"]
+    assert (training["units"], training["n_rows"], training["block_length"]) == (16, 4, 5)
+    for arm in ("lstm_lm", "g2lstm_lm"):
+        (one,) = training["runs"][arm]
+        assert [interval["updates"] for interval in one["intervals"]] == [2, 2]
+        assert one["peak_memory"] > 2**20
+    table = (out / "results.md").read_text()
+    assert table in done.stdout and table == language_model_markdown(result)
+    for row in ("3 × 7 | tokens/s", "3 × 7 | whole process, s", "3 × 7 | perplexity"):
+        assert f"| 16 | {row} |" in table
+    assert "| 16 | 4 × 5 | float32 | peak memory, MiB |" in table
+    assert str(tmp_path) not in (out / "results.json").read_text() + table
+
+
+@pytest.mark.slow
+def test_without_data_a_text_is_made_once(tmp_path, capfd):
+    data = language_model.embedded_text(tmp_path, True, 1)
+    assert {"dict.txt", "train.bin", "test.bin"} <= {path.name for path in data.iterdir()}
+    capfd.readouterr()
+    assert language_model.embedded_text(tmp_path, True, 1) == data
+    assert "fairseq-preprocess" not in capfd.readouterr().out
+
+
+def evaluated(slower: str = "", **more: object) -> dict[str, object]:
+    """What stands in results.json of evaluations of two rounds, where one arm may be half as fast as stock."""
+    arms = ("lstm_lm", "g2lstm_lm", "g2lstm_lm carried")
+    speeds = {arm: Spread((500.0, 500.0) if arm == slower else (1000.0, 1000.0)) for arm in arms}
+    bar = LANGUAGE_MODEL_BARS["cpu"]["evaluation tokens/s"]
+    found: dict[str, object] = {
+        name: {
+            **{arm: spread.as_dict(unit) for arm, spread in speeds.items()},
+            "ratios": {arm: comparison.against(speeds[arm], speeds["lstm_lm"], limit) for arm in arms[1:]},
+        }
+        for name, unit, limit in (("tokens/s", "tokens_per_s", bar), ("process", "s", None))
+    }
+    row = {"units": 200, "n_rows": 20, "block_length": 35, "tokens": 82430, "same_tokens": True}
+    row |= {"same_perplexity": True, "perplexity": {"lstm_lm": 99.5, "g2lstm_lm": 99.5, "g2lstm_lm carried": 90.0}}
+    settings = {"rounds": 2, "warmup": 2, "updates": 4, "checkpoint_updates": 4, "recipe": "r", "sizes": {"200": "s"}}
+    settings["data"] = {"types": {"dict.txt": 9999}}
+    return {"evaluation": [{**row, **found, **more}], "training": [], "settings": settings, **DESCRIBED}
+
+
+def test_both_arms_speed_of_evaluation_stands_beside_the_bar():
+    table = language_model_markdown(evaluated("g2lstm_lm carried"))
+    assert (
+        "| 200 | 20 × 35 | tokens/s | 1,000 (0) | 1,000 (0) | 1.00 (0.00) | ≥ 1, met "
+        "| 500 (0) | 0.50 (0.00) | ≥ 1, **not met** |"
+    ) in table
+    assert "| 200 | 20 × 35 | perplexity | 99.50 | 99.50 |  |  | 90.00 |  |  |" in table
+
+
+@pytest.mark.parametrize("missing", ["same_tokens", "same_perplexity"])
+def test_an_evaluation_of_something_else_is_marked(missing):
+    assert "**not the same**" not in language_model_markdown(evaluated())
+    assert "**not the same**" in language_model_markdown(evaluated(**{missing: False}))
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -248,6 +382,9 @@ def test_the_end_to_end_benchmark_trains_and_translates_with_both_arms(tiny_data
         (["layer", "--rounds", "0"], "whole number >= 1"),
         (["layer", "--peers", "haste"], "invalid choice"),
         (["end-to-end", "--encoders", "three"], "invalid choice"),
+        (["language-model", "--blocks", "20"], "ROWSxTOKENS"),
+        (["language-model", "--blocks", "20x0"], "whole number >= 1"),
+        (["language-model", "--units", "100"], "invalid choice"),
     ],
 )
 def test_a_wrong_option_gets_a_sentence(arguments, sentence, capsys):
@@ -262,10 +399,16 @@ def test_cuda_without_a_gpu_gets_a_sentence():
         run.parse_arguments(["layer", "--device", "cuda"])
 
 
-def test_a_folder_without_data_gets_a_sentence(tmp_path):
-    done = run_module("benchmarks.run", "end-to-end", "--smoke", "--device", "cpu", "--data", tmp_path)
-    assert done.returncode == 1
-    assert "is no folder that fairseq-preprocess wrote" in done.stderr
+@pytest.mark.parametrize(
+    ("mode", "sentence"),
+    [
+        ("end-to-end", "fairseq-preprocess wrote: it lacks dict.*.txt or train.*.bin"),
+        ("language-model", "fairseq-preprocess --only-source wrote: it lacks dict.txt, train.bin or test.bin"),
+    ],
+)
+def test_a_folder_without_data_gets_a_sentence(mode, sentence, tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"is no folder that {sentence}")):
+        run.main([mode, "--smoke", "--device", "cpu", "--data", str(tmp_path)])
 
 
 def test_default_results_go_beside_the_recorded_ones():
@@ -274,3 +417,6 @@ def test_default_results_go_beside_the_recorded_ones():
     options = run.parse_arguments(["end-to-end", "--smoke", "--device", "cpu"])
     assert options.out == run.ROOT / "runs/benchmark/end-to-end-cpu"
     assert options.threads == len(os.sched_getaffinity(0))
+    options = run.parse_arguments(["language-model", "--device", "cpu"])
+    assert options.out == run.ROOT / "benchmarks/results/language-model-cpu"
+    assert (options.rounds, options.updates) == (3, 200)
