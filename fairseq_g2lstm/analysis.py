@@ -117,7 +117,10 @@ def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any
     state = read_checkpoint(checkpoint)
     options = state["cfg"]["model"]
     name = getattr(options, "_name", None) if not isinstance(options, dict) else options.get("_name")
-    if ARCH_MODEL_NAME_REGISTRY.get(str(name)) != "g2lstm":
+    model_name = ARCH_MODEL_NAME_REGISTRY.get(str(name))
+    if model_name in ("lstm_lm", "g2lstm_lm"):
+        raise ValueError(f"{checkpoint} is a language model: these histograms are of translation models")
+    if model_name != "g2lstm":
         state = to_g2lstm(state)
     state["cfg"]["task"]["data"] = str(data)
     try:

@@ -1,9 +1,10 @@
-"""Turn a checkpoint of fairseq's stock `lstm` into one of `g2lstm`, or back, without training.
+"""Turn a checkpoint of fairseq's stock LSTM models into one of the plugin's, or back, without training.
 
     python -m fairseq_g2lstm.convert lstm.pt g2lstm.pt --to g2lstm
     python -m fairseq_g2lstm.convert g2lstm.pt lstm.pt --to lstm
 
-The converted model computes in evaluation what the given one computes.
+`lstm` becomes `g2lstm`, the language model `lstm_lm` becomes `g2lstm_lm`. The converted model computes in evaluation
+what the given one computes.
 """
 
 import argparse
@@ -15,8 +16,10 @@ from typing import Any
 
 import torch
 
+from . import config_lm
 from .checkpoints import State, read_checkpoint, write_checkpoint
-from .config import ARCHITECTURES, G2LSTMConfig, gate_settings, resolve
+from .config import TRANSLATION, OptionTables, gate_settings, resolve
+from .models.common import MAX_POSITIONS
 from .models.gated import GateValues
 
 GATE_VALUES = "gates.values"
@@ -31,7 +34,7 @@ _STOCK_CRITERIONS = {
 
 
 def to_g2lstm(state: State, gate_type: str = "sigmoid") -> State:
-    """A stock `lstm` checkpoint as one of `g2lstm`.
+    """A stock `lstm` or `lstm_lm` checkpoint as one of `g2lstm` or `g2lstm_lm`.
 
     Args:
         state: the stock checkpoint, from `checkpoints.read_checkpoint`.
@@ -42,30 +45,40 @@ def to_g2lstm(state: State, gate_type: str = "sigmoid") -> State:
         A new state that shares its tensors with the given one.
 
     Raises:
-        ValueError: the checkpoint is not of a stock `lstm`.
+        ValueError: the checkpoint is not of a stock `lstm` or `lstm_lm`, or that has residual connections.
     """
     from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
     options = _model_options(state)
     name = str(options.get("_name") or options.get("arch"))
-    if ARCH_MODEL_NAME_REGISTRY.get(name) != "lstm":
-        raise ValueError(f"--to g2lstm takes a checkpoint of the stock lstm, got one of {name}")
-    options["_name"] = "g2lstm"
+    stock = ARCH_MODEL_NAME_REGISTRY.get(name)
+    if stock not in ("lstm", "lstm_lm"):
+        raise ValueError(f"--to g2lstm takes a checkpoint of the stock lstm or lstm_lm, got one of {name}")
+    if options.get("residuals"):
+        raise ValueError("this lstm_lm has --residuals, which g2lstm_lm does not")
+    options["_name"] = f"g2{stock}"
     if options.get("criterion") != "adaptive_loss":
         options["adaptive_softmax_cutoff"] = None
     options["gate_type"] = gate_type
-    resolved = resolve(Namespace(**options))
+    resolved, tables = _resolved(options)
     model_options: dict[str, Any] = {
-        f.name: getattr(resolved, f.name) for f in fields(G2LSTMConfig)
+        f.name: getattr(resolved, f.name) for f in fields(tables.config)
     }
-    model_options["_name"] = "g2lstm"
+    model_options["_name"] = options["_name"]
     weights = dict(state["model"])
     weights[GATE_VALUES] = GateValues(gate_settings(resolved)).values
     return {**state, "model": weights, "cfg": {**state["cfg"], "model": model_options}}
 
 
+def _resolved(options: dict[str, Any]) -> tuple[Namespace, OptionTables]:
+    """The complete options of a `g2lstm` or a `g2lstm_lm`, and that model's tables."""
+    if options["_name"] in config_lm.LANGUAGE_MODEL.architectures:
+        return config_lm.resolve(Namespace(**options)), config_lm.LANGUAGE_MODEL
+    return resolve(Namespace(**options)), TRANSLATION
+
+
 def to_lstm(state: State) -> State:
-    """A `g2lstm` checkpoint as one of the stock `lstm`.
+    """A `g2lstm` or `g2lstm_lm` checkpoint as one of the stock `lstm` or `lstm_lm`.
 
     Where the gates in evaluation are tempered, the temperature goes into the weights of the input and forget gates.
 
@@ -76,13 +89,13 @@ def to_lstm(state: State) -> State:
         A new state; it shares unchanged tensors with the given one.
 
     Raises:
-        ValueError: the checkpoint is not of a `g2lstm`, or its gates in evaluation are hard, which the stock model
-            does not have.
+        ValueError: the checkpoint is not of a `g2lstm` or `g2lstm_lm`, or has what the stock model does not: hard gates
+            in evaluation, layers of different sizes, a bias of tied outputs.
     """
     name = str(_model_options(state).get("_name"))
-    if name not in ARCHITECTURES:
-        raise ValueError(f"--to lstm takes a checkpoint of g2lstm, got one of {name}")
-    resolved = resolve(Namespace(**_model_options(state)))
+    if name not in {*TRANSLATION.architectures, *config_lm.LANGUAGE_MODEL.architectures}:
+        raise ValueError(f"--to lstm takes a checkpoint of g2lstm or g2lstm_lm, got one of {name}")
+    resolved, tables = _resolved(_model_options(state))
     weights = dict(state["model"])
     settings = gate_settings(resolved)
     values = weights.pop(GATE_VALUES, None)
@@ -98,17 +111,19 @@ def to_lstm(state: State) -> State:
         for key, weight in weights.items():
             if key.startswith(("encoder.lstm.", "decoder.layers.")):
                 weights[key] = _fold_temperature(weight, mode.temperature)
-    options = {f.name: getattr(resolved, f.name) for f in fields(G2LSTMConfig)}
+    options = {f.name: getattr(resolved, f.name) for f in fields(tables.config)}
     options = {key: value for key, value in options.items() if not key.startswith("gate_")}
     criterion = dict(state["cfg"].get("criterion") or {})
     options["criterion"] = criterion.get("_name")
     options["adaptive_softmax_cutoff"] = options["adaptive_softmax_cutoff"] or "10000,50000,200000"
-    options |= {"_name": "lstm", "arch": "lstm"}
-    converted = {
-        **state,
-        "model": weights,
-        "cfg": {**state["cfg"], "model": Namespace(**options)},
-    }
+    stock = "lstm" if tables is TRANSLATION else "lstm_lm"
+    options |= {"_name": stock, "arch": stock}
+    cfg = dict(state["cfg"])
+    if stock == "lstm_lm":
+        options |= _stock_lm_options(resolved)
+        cfg["task"] = {**(cfg["task"] or {}), "_name": "language_modeling"}
+    cfg["model"] = Namespace(**options)
+    converted = {**state, "model": weights, "cfg": cfg}
     if criterion.get("_name") in _STOCK_CRITERIONS:
         stock_name, stock_class = _STOCK_CRITERIONS[criterion["_name"]]
         converted["cfg"]["model"].criterion = stock_name
@@ -118,6 +133,22 @@ def to_lstm(state: State) -> State:
             {**entry, "criterion_name": stock_class} for entry in state.get("optimizer_history", [])
         ]
     return converted
+
+
+def _stock_lm_options(resolved: Namespace) -> dict[str, Any]:
+    """The options of a stock `lstm_lm` that a `g2lstm_lm` has otherwise."""
+    sizes = config_lm.layer_sizes(resolved)
+    if len(set(sizes)) > 1:
+        raise ValueError(f"the stock lstm_lm has layers of one size: these have {', '.join(map(str, sizes))} units")
+    if resolved.share_decoder_input_output_embed and resolved.decoder_output_bias:
+        raise ValueError("the stock lstm_lm has no bias of tied outputs, which --decoder-output-bias gave this one")
+    return {
+        "decoder_hidden_size": sizes[0],
+        "decoder_layers": len(sizes),
+        "residuals": False,
+        # a stock model refuses longer blocks than it was built for
+        "max_target_positions": MAX_POSITIONS,
+    }
 
 
 def _model_options(state: State) -> dict[str, Any]:

@@ -304,5 +304,5 @@ def test_histograms_of_another_model_get_a_sentence(tiny_data, checkpoint, tmp_p
     state = read_checkpoint(checkpoint)
     state["cfg"]["model"]["_name"] = "transformer"
     torch.save(state, tmp_path / "transformer.pt")
-    with pytest.raises(ValueError, match="takes a checkpoint of the stock lstm, got one of transformer"):
+    with pytest.raises(ValueError, match="takes a checkpoint of the stock lstm or lstm_lm, got one of transformer"):
         gate_histograms(tmp_path / "transformer.pt", tiny_data)

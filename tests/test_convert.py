@@ -212,11 +212,11 @@ REFUSED = {
         "sharpened",
         {},
         "g2lstm",
-        "--to g2lstm takes a checkpoint of the stock lstm, got one of g2",
+        "--to g2lstm takes a checkpoint of the stock lstm or lstm_lm, got one of g2",
     ),
-    "a stock lstm to lstm": ("stock", {}, "lstm", "--to lstm takes a checkpoint of g2lstm, got one of lstm"),
-    "a transformer to g2lstm": ("stock", None, "g2lstm", "--to g2lstm takes .* stock lstm, got one of transformer"),
-    "a transformer to lstm": ("stock", None, "lstm", "--to lstm takes .* of g2lstm, got one of transformer"),
+    "a stock lstm to lstm": ("stock", {}, "lstm", "takes a checkpoint of g2lstm or g2lstm_lm, got one of lstm"),
+    "a transformer to g2lstm": ("stock", None, "g2lstm", "stock lstm or lstm_lm, got one of transformer"),
+    "a transformer to lstm": ("stock", None, "lstm", "of g2lstm or g2lstm_lm, got one of transformer"),
     "hard gates": ("sharpened", {"gate_eval_mode": "hard"}, "lstm", "the stock lstm has no hard gates: .* is hard; "),
 }
 
