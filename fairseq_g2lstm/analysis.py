@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq import checkpoint_utils
-from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from torch import Tensor, nn
 
-from .checkpoints import read_checkpoint
-from .convert import to_g2lstm
+from . import loading
 from .gate_stats import GateCounts, observe_gates
+from .models.language_model import G2LSTMLanguageModel
 
 
 @dataclass(frozen=True)
@@ -103,31 +101,15 @@ def gate_histograms(
 
 
 def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any]:
-    """Loads a model for evaluation on the CPU; a stock `lstm` as a `g2lstm` that computes the same.
-
-    Returns:
-        the model and fairseq's task.
+    """`loading.load_model` of translation models alone.
 
     Raises:
-        FileNotFoundError: the checkpoint or the data folder is missing.
-        ValueError: the checkpoint is of another model, cannot be read or does not fit the dictionaries.
+        ValueError: the checkpoint is of a language model.
     """
-    if not Path(data).is_dir():
-        raise FileNotFoundError(f"no data folder {data}: give the data-bin folder of fairseq-preprocess")
-    state = read_checkpoint(checkpoint)
-    options = state["cfg"]["model"]
-    name = getattr(options, "_name", None) if not isinstance(options, dict) else options.get("_name")
-    model_name = ARCH_MODEL_NAME_REGISTRY.get(str(name))
-    if model_name in ("lstm_lm", "g2lstm_lm"):
+    model, task = loading.load_model(checkpoint, data)
+    if isinstance(model, G2LSTMLanguageModel):
         raise ValueError(f"{checkpoint} is a language model: these histograms are of translation models")
-    if model_name != "g2lstm":
-        state = to_g2lstm(state)
-    state["cfg"]["task"]["data"] = str(data)
-    try:
-        models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], state=_open_config(state))
-    except Exception as error:  # fairseq raises bare exceptions here
-        raise ValueError(f"{checkpoint} does not load with the dictionaries of {data}: {error}") from error
-    return models[0].eval(), task
+    return model, task
 
 
 def _load_split(task: Any, data: str | Path, split: str) -> None:
@@ -141,9 +123,3 @@ def _load_split(task: Any, data: str | Path, split: str) -> None:
         raise FileNotFoundError(f"no split {split!r} in {data}: give one that fairseq-preprocess has made") from error
     except (ValueError, AssertionError) as error:
         raise ValueError(f"split {split!r} of {data} holds no sentence or is truncated: {error}") from error
-
-
-def _open_config(state: dict[str, Any]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    return {**state, "cfg": OmegaConf.create(state["cfg"], flags={"allow_objects": True})}

@@ -1,0 +1,62 @@
+"""Which of a model's weights are compressed: rows of gates of its LSTM layers."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+GATES = ("input-forget", "all")
+MATRICES = ("ih", "hh")
+
+# encoder.lstm.weight_ih_l0, encoder.lstm.weight_hh_l1_reverse, decoder.layers.0.weight_ih
+_LSTM_WEIGHT = re.compile(r"(encoder\.lstm|decoder\.layers\.\d+)\.(weight|bias)_(ih|hh)(_l\d+(_reverse)?)?")
+
+
+class Part(NamedTuple):
+    """name: of the weight in the state dict. rows: of how many rows, its first, the part is."""
+
+    name: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which parts are compressed; with torch's gate order the input and forget gates are the first half of the rows.
+
+    Args:
+        gates: "input-forget", as in the paper, or "all".
+        matrices: "ih" (input to hidden), "hh" (hidden to hidden) or both.
+        biases: whether their biases too.
+
+    Raises:
+        ValueError: an unknown name, or no matrices.
+    """
+
+    gates: str = "input-forget"
+    matrices: tuple[str, ...] = MATRICES
+    biases: bool = False
+
+    def __post_init__(self) -> None:
+        if self.gates not in GATES:
+            raise ValueError(f"gates must be one of {', '.join(GATES)}, got {self.gates!r}")
+        if not self.matrices or not set(self.matrices) <= set(MATRICES):
+            raise ValueError(f"matrices must be ih, hh or both, got {', '.join(self.matrices) or 'none'}")
+
+    def parts(self, weights: Mapping[str, Tensor]) -> Iterator[Part]:
+        """The parts of a model.
+
+        Args:
+            weights: its state dict, of `g2lstm`, `g2lstm_lm` or the stock models, whose names are the same.
+        """
+        for name, weight in weights.items():
+            found = _LSTM_WEIGHT.fullmatch(name)
+            if found is None or found[3] not in self.matrices or (found[2] == "bias" and not self.biases):
+                continue
+            yield Part(name, weight.size(0) if self.gates == "all" else weight.size(0) // 2)
+
+
+def recurrent_bytes(weights: Mapping[str, Tensor]) -> int:
+    """Bytes of all LSTM layers' weights and biases, as they are."""
+    return sum(w.numel() * w.element_size() for name, w in weights.items() if _LSTM_WEIGHT.fullmatch(name))

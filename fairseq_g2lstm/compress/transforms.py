@@ -1,0 +1,141 @@
+"""What is done to a matrix of weights: rounding, clipping and low rank as the paper has them, and rows in integers.
+
+Source: Li et al., *Towards Binary-Valued Gates for Robust LSTM Training*, ICML 2018, section 4.3; the integers are the
+usual symmetric ones with a scale a row.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One way to make weights smaller.
+
+    Attributes:
+        name: as it is written: `float32`, `round:STEP`, `clip:STEP:LIMIT`, `rank:K` or `int:BITS`.
+        kind: what stands before the colon.
+    """
+
+    name: str
+    kind: str
+    _apply: Callable[[Tensor], Tensor]
+    _bits: Callable[[Tensor], float]
+
+    def apply(self, weights: Tensor) -> Tensor:
+        """The weights (R, C) or (R,) as the compressed ones would be read, in float32; low rank leaves biases."""
+        return self._apply(weights.float())
+
+    def bytes(self, weights: Tensor) -> int:
+        """Bytes that they take stored, scales included."""
+        return math.ceil(self._bits(weights.float()) / 8)
+
+
+def parse(text: str) -> Transform:
+    """A transform by its name; see `Transform`.
+
+    Raises:
+        ValueError: there is no such transform, or a number is outside its range.
+    """
+    kind, *numbers = text.split(":")
+    if text == "float32":
+        return Transform(text, kind, lambda w: w, lambda w: 32 * w.numel())
+    if kind == "round" and len(numbers) == 1:
+        step = _positive(text, numbers[0])
+        return Transform(text, kind, lambda w: _rounded(w, step), lambda w: _grid_bits(w, step))
+    if kind == "clip" and len(numbers) == 2:
+        step, limit = (_positive(text, number) for number in numbers)
+        return Transform(
+            text,
+            kind,
+            lambda w: _clipped(w, step, limit),
+            lambda w: _grid_bits(_clipped(w, step, limit), step),
+        )
+    if kind == "rank" and len(numbers) == 1:
+        rank = _whole(text, numbers[0], 1, None)
+        return Transform(text, kind, lambda w: _low_rank(w, rank), lambda w: _low_rank_bits(w, rank))
+    if kind == "int" and len(numbers) == 1:
+        bits = _whole(text, numbers[0], 2, 8)
+        return Transform(
+            text,
+            kind,
+            lambda w: dequantize_rows(*quantize_rows(w, bits)),
+            lambda w: bits * w.numel() + 32 * (w.size(0) if w.dim() == 2 else 1),
+        )
+    raise ValueError(
+        f"a compression must be float32, round:STEP, clip:STEP:LIMIT, rank:K or int:BITS, got {text!r}"
+    )
+
+
+def quantize_rows(weights: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Symmetric integers with a scale a row: w = scale q, scale = max |w| / (2^(bits - 1) - 1).
+
+    Args:
+        weights: (R, C), or (C,), which is taken as one row.
+        bits: 2 to 8.
+
+    Returns:
+        q, int8, shaped as the weights; scales (R,) or (), float32, 1 for rows of zeros.
+    """
+    largest = 2 ** (bits - 1) - 1
+    scales = weights.float().abs().amax(-1) / largest
+    scales = torch.where(scales > 0, scales, 1.0)
+    q = (weights.float() / scales.unsqueeze(-1)).round().clamp(-largest, largest)
+    return q.to(torch.int8), scales
+
+
+def dequantize_rows(q: Tensor, scales: Tensor) -> Tensor:
+    """What `quantize_rows` gave as float32."""
+    return q.float() * scales.unsqueeze(-1)
+
+
+def _rounded(weights: Tensor, step: float) -> Tensor:
+    return torch.round(weights / step) * step
+
+
+def _clipped(weights: Tensor, step: float, limit: float) -> Tensor:
+    # the grid's last point inside the limit, so that what is clipped lies on the grid
+    edge = math.floor(limit / step + 1e-9) * step
+    return _rounded(weights.clamp(-edge, edge), step)
+
+
+def _grid_bits(weights: Tensor, step: float) -> float:
+    """Whole bits for each of the grid's points between the smallest and the largest weight, and step and offset."""
+    levels = torch.round(weights.max() / step) - torch.round(weights.min() / step) + 1
+    return weights.numel() * max(math.ceil(math.log2(float(levels))), 1) + 64
+
+
+def _low_rank(weights: Tensor, rank: int) -> Tensor:
+    if weights.dim() != 2 or rank >= min(weights.shape):
+        return weights
+    u, s, v = torch.linalg.svd(weights, full_matrices=False)
+    return (u[:, :rank] * s[:rank]) @ v[:rank]
+
+
+def _low_rank_bits(weights: Tensor, rank: int) -> float:
+    numbers = weights.numel()
+    if weights.dim() == 2:
+        numbers = min(numbers, rank * sum(weights.shape))
+    return 32 * numbers
+
+
+def _positive(text: str, number: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"the numbers of {text!r} must be > 0")
+    return value
+
+
+def _whole(text: str, number: str, least: int, most: int | None) -> int:
+    if not re.fullmatch(r"\d+", number) or int(number) < least or (most is not None and int(number) > most):
+        limits = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"the number of {text!r} must be an integer, {limits}")
+    return int(number)

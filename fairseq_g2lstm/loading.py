@@ -1,0 +1,52 @@
+"""Checkpoints as models ready for evaluation, the stock ones as the plugin's that compute the same."""
+
+from pathlib import Path
+from typing import Any
+
+from fairseq import checkpoint_utils
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+from omegaconf import OmegaConf
+from torch import nn
+
+from .checkpoints import State, read_checkpoint
+from .convert import to_g2lstm
+
+
+def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any]:
+    """Loads a model for evaluation on the CPU.
+
+    Args:
+        checkpoint: of `g2lstm` or `g2lstm_lm`, or of stock `lstm` or `lstm_lm`, which are converted.
+        data: the data-bin folder.
+
+    Returns:
+        the model and fairseq's task, for language models `g2lstm_language_modeling`.
+
+    Raises:
+        FileNotFoundError: the checkpoint or the data folder is missing.
+        ValueError: the checkpoint is of another model, cannot be read or does not fit the dictionaries.
+    """
+    if not Path(data).is_dir():
+        raise FileNotFoundError(f"no data folder {data}: give the data-bin folder of fairseq-preprocess")
+    state = read_checkpoint(checkpoint)
+    if model_name(state) not in ("g2lstm", "g2lstm_lm"):
+        state = to_g2lstm(state)
+    task_options = state["cfg"]["task"]
+    task_options["data"] = str(data)
+    if model_name(state) == "g2lstm_lm":
+        task_options["_name"] = "g2lstm_language_modeling"
+    config = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+    try:
+        models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+            [str(checkpoint)], state={**state, "cfg": config}
+        )
+    except Exception as error:  # fairseq raises bare exceptions here
+        raise ValueError(f"{checkpoint} does not load with the dictionaries of {data}: {error}") from error
+    return models[0].eval(), task
+
+
+def model_name(state: State) -> str | None:
+    """The registered name of a checkpoint's model, whatever its architecture; None where fairseq knows none such."""
+    options = state["cfg"]["model"]
+    name = options.get("_name") if isinstance(options, dict) else getattr(options, "_name", None)
+    return ARCH_MODEL_NAME_REGISTRY.get(str(name))
