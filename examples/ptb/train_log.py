@@ -1,0 +1,152 @@
+"""What fairseq-train's log tells of a language model's training: options, validations, speed, how far it came."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from examples.common.errors import UserError
+
+_SETTINGS = re.compile(r"\| fairseq_cli\.train \| (\{'_name'.*)")
+_VALIDATION = re.compile(r"\| valid \| epoch (\d+) .*\| loss (\S+) .*\| ppl (\S+) .*\| num_updates (\d+)")
+_EPOCH = re.compile(r"\| train \| epoch (\d+) .*\| wps (\S+) ")
+_STEP = re.compile(r"\| train_inner \| epoch (\d+): +\d+ / (\d+) .*\bnum_updates=(\d+)")
+_START = re.compile(r"(No existing checkpoint found)|Loaded checkpoint .* \(epoch (\d+) @ (\d+) updates\)")
+_PARAMETERS = re.compile(r"num\. shared model params: .*\(num\. trained: ([\d,]+)\)")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation.
+
+    Attributes:
+        epoch: in which it was, from 1.
+        updates: before it.
+        loss: by which fairseq chooses the best checkpoint.
+        perplexity: a word.
+    """
+
+    epoch: int
+    updates: int
+    loss: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training, as far as it has come.
+
+    Attributes:
+        settings: fairseq's options of the last session, as they stand in the log.
+        parameters: number of trained ones.
+        validations: in their order, without those of what a later session did again.
+        speeds: of each whole epoch, tokens/s; likewise.
+        finished: whether fairseq said that it is done.
+    """
+
+    settings: str
+    parameters: int
+    validations: list[Validation]
+    speeds: list[float]
+    finished: bool
+
+    def setting(self, name: str) -> Any:
+        """An option's value; None where it has none."""
+        return setting(self.settings, name)
+
+    @property
+    def epochs(self) -> int:
+        """Number of whole epochs."""
+        return len(self.speeds)
+
+    @property
+    def best(self) -> Validation:
+        """The validation with the lowest loss."""
+        return min(self.validations, key=lambda validation: validation.loss)
+
+    def by_epoch(self) -> dict[int, float]:
+        """The perplexity of each epoch's last validation."""
+        return {validation.epoch: validation.perplexity for validation in self.validations}
+
+
+def setting(settings: str, name: str) -> Any:
+    """The first value of an option in fairseq's options as it logs them; None where there is none.
+
+    fairseq writes some groups of options as dictionaries, `'lr': [1.0]`, and others as `lr=[1.0]`, and choices
+    without quotes.
+    """
+    found = re.search(rf"\b{name}'?(?:: |=)(\[[^]]*\]|\{{'_name': '[^']*'|'[^']*'|[^,)}}]+)", settings)
+    if found is None:
+        return None
+    text = found[1].removeprefix("{'_name': ")
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None if text.startswith("Namespace") else text
+
+
+def optimizer(settings: str) -> str:
+    """The optimiser's name, which stands among its options or, where these are a model's too, beside them."""
+    named = setting(settings, "optimizer") or setting(settings.partition("optimizer': Namespace")[2], "optimizer")
+    return str(named)
+
+
+def settings_of_line(line: str) -> str | None:
+    """fairseq's options, where the line is the one that tells them."""
+    found = _SETTINGS.search(line)
+    return None if found is None else found[1]
+
+
+def step_of_line(line: str) -> tuple[int, int, int] | None:
+    """Epoch, updates an epoch and updates so far, where the line tells of progress inside an epoch."""
+    found = _STEP.search(line)
+    return None if found is None else (int(found[1]), int(found[2]), int(found[3]))
+
+
+def validation_of_line(line: str) -> Validation | None:
+    """The validation that the line tells of, if it does."""
+    found = _VALIDATION.search(line)
+    if found is None:
+        return None
+    return Validation(int(found[1]), int(found[4]), float(found[2]), float(found[3]))
+
+
+def read_training(log: Path) -> Training:
+    """Read what train.sh kept of a training; of several sessions the last one's options hold.
+
+    Raises:
+        UserError: there is no such log, or it tells no options.
+    """
+    if not log.is_file():
+        raise UserError(f"no {log}; train with examples/ptb/train.sh, which writes it")
+    settings, parameters, finished = None, 0, False
+    # by the number of updates before, and by the number of the epoch
+    validations: dict[int, Validation] = {}
+    speeds: dict[int, float] = {}
+    with log.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            found = settings_of_line(line)
+            if found is not None:
+                settings, finished = found, False
+            start = _START.search(line)
+            if start is not None:
+                epochs, updates = (0, 0) if start[1] else (int(start[2]) - 1, int(start[3]))
+                validations = {u: validation for u, validation in validations.items() if u <= updates}
+                speeds = {e: speed for e, speed in speeds.items() if e <= epochs}
+            validation = validation_of_line(line)
+            if validation is not None:
+                validations[validation.updates] = validation
+            epoch = _EPOCH.search(line)
+            if epoch is not None:
+                speeds[int(epoch[1])] = float(epoch[2])
+            count = _PARAMETERS.search(line)
+            if count is not None:
+                parameters = int(count[1].replace(",", ""))
+            finished = finished or "| done training in" in line
+    if settings is None:
+        raise UserError(f"{log} tells no options of fairseq-train's simple log, so it is of no training yet")
+    ordered = [validations[updates] for updates in sorted(validations)]
+    return Training(settings, parameters, ordered, [speeds[epoch] for epoch in sorted(speeds)], finished)

@@ -1,0 +1,163 @@
+"""Trainings with their evaluations, and what tells two of them apart."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from examples.common.errors import UserError
+from examples.ptb.train_log import Training, optimizer, read_training
+
+# Options that two trainings must have in common to be compared, beside the optimiser's name and the number of
+# parameters, and what holds where one is not given.
+RECIPE: dict[str, Any] = {
+    "lr": None,
+    "lr_shrink": None,
+    "force_anneal": None,
+    "clip_norm": 0,
+    "weight_decay": 0,
+    "sentence_avg": False,
+    "batch_size": None,
+    "update_freq": None,
+    "distributed_world_size": 1,
+    "tokens_per_sample": None,
+    "variable_tokens_per_sample": False,
+    "max_epoch": 0,
+    "max_update": 0,
+    "dropout": None,
+    "decoder_dropout_in": "dropout",
+    "decoder_dropout_out": "dropout",
+    "decoder_dropout_hidden": "decoder_dropout_out",
+    "decoder_dropout_embed": 0,
+    "decoder_weight_drop": 0,
+    "activation_reg": 0,
+    "temporal_activation_reg": 0,
+    "asgd_nonmono": None,
+}
+# Options that make an arm another arm, and what goes without saying.
+ARM: dict[str, Any] = {
+    "gate_temperature": 0.9,
+    "gate_temperature_schedule": "constant",
+    "gate_temperature_start": None,
+    "gate_temperature_end": None,
+    "gate_temperature_updates": None,
+    "gate_noise_prob": 0.2,
+    "gate_noise_sharing": "step",
+    "gate_noise_schedule": "constant",
+    "gate_noise_start": None,
+    "gate_noise_end": None,
+    "gate_noise_updates": None,
+    "task": "g2lstm_language_modeling",
+}
+# of these, the beginnings of those that say nothing under some gates
+HAS_NO: dict[str, str | tuple[str, ...]] = {
+    "sigmoid": "gate_",
+    "sharpened": "gate_noise_",
+    "stock": ("gate_", "task"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training with its evaluation.
+
+    Attributes:
+        folder: as given.
+        training: what its log tells.
+        seed: of the training.
+        gates: the gates' type, or `stock`.
+        recipe: what it must share with another to be compared.
+        arm: the gates, and what is unusual about them.
+        result: what evaluate.sh wrote.
+    """
+
+    folder: str
+    training: Training
+    seed: int
+    gates: str
+    recipe: tuple[tuple[str, Any], ...]
+    arm: str
+    result: Mapping[str, Any]
+
+
+def recipe_of(training: Training, cache: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    """The options that make trainings and their evaluations comparable, with what holds where they are not given."""
+    recipe: dict[str, Any] = {"parameters": training.parameters, "optimizer": optimizer(training.settings)}
+    for name, otherwise in RECIPE.items():
+        value = training.setting(name)
+        if value is None:
+            value = recipe[otherwise] if isinstance(otherwise, str) else otherwise
+        recipe[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
+    recipe["cache"] = ", ".join(f"{key} {value}" for key, value in cache.items()) if cache else None
+    return tuple((name, str(value) if isinstance(value, list) else value) for name, value in recipe.items())
+
+
+def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
+    """Read a folder's train.log and its result.
+
+    Args:
+        folder: of the two.
+        result_name: of the result, without its ending.
+        tell_context: in the arm's name, as for a second evaluation of the same training.
+
+    Raises:
+        UserError: one is missing, or the result is of an earlier checkpoint.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no folder {folder}")
+    training = read_training(Path(folder) / "train.log")
+    if not training.validations or not training.speeds:
+        raise UserError(f"{folder} is not compared: its training has not come to the end of an epoch yet")
+    path = Path(folder) / f"{result_name}.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        perplexity, updates = float(result["perplexity"]), int(result["updates"])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is not compared: it has no {path.name}; {progress(training)}, validation perplexity "
+            f"{training.best.perplexity:.2f}; evaluate it with examples/ptb/evaluate.sh"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is not compared: {path} is no result of evaluate.sh: {error!r}") from error
+    if not math.isfinite(perplexity):
+        raise UserError(f"{folder} is not compared: its perplexity is {perplexity}")
+    losses = {validation.updates: validation.loss for validation in training.validations}
+    if losses.get(updates) != training.best.loss:
+        raise UserError(
+            f"{folder} is not compared: {path.name} is of the model after {updates} updates, and by train.log the "
+            f"best one is that after {training.best.updates}; evaluate it again"
+        )
+    gates = str(training.setting("gate_type") or "stock")
+    return Run(
+        folder,
+        training,
+        seed=int(training.setting("seed")),
+        gates=gates,
+        recipe=recipe_of(training, result.get("cache")),
+        arm=arm_of(gates, training, str(result.get("context")) if tell_context else None),
+        result=result,
+    )
+
+
+def progress(training: Training) -> str:
+    """How far a training has come, in words."""
+    of = f" of {training.setting('max_epoch')}" if training.setting("max_epoch") else ""
+    return f"{'finished after' if training.finished else 'unfinished,'} {training.epochs}{of} epochs"
+
+
+def arm_of(gates: str, training: Training, context: str | None) -> str:
+    """The name of a run's arm: its gates, what is unusual about it, and the test's context where that is given."""
+    parts = [gates]
+    for name, usual in ARM.items():
+        value = training.setting(name)
+        if value not in (None, usual) and not name.startswith(HAS_NO.get(gates, "none")):
+            parts.append(f"{name.replace('_', ' ')} {value}")
+    if context is not None:
+        parts.append(f"tested with {context}")
+    if not training.finished:
+        parts.append(progress(training))
+    return ", ".join(parts)
