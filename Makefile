@@ -53,7 +53,7 @@ $(installed): setup.py pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(python) -m pip install --quiet "setuptools>=77" wheel ninja
 	$(python) -m pip install --quiet "$(TORCH)"
-	$(python) -m pip install --quiet --no-build-isolation "$(TORCH)" --editable ".[tensorboard,plot,examples,dev]"
+	$(python) -m pip install --quiet --no-build-isolation "$(TORCH)" --editable ".[tensorboard,plot,safetensors,examples,dev]"
 	rm -f $(VENV)/.installed-*
 	touch $@
 

@@ -21,6 +21,7 @@ from .checkpoints import State, read_checkpoint, write_checkpoint
 from .config import TRANSLATION, OptionTables, gate_settings, resolve
 from .models.common import MAX_POSITIONS
 from .models.gated import GateValues
+from .packed import unpack_weights
 
 GATE_VALUES = "gates.values"
 
@@ -97,6 +98,7 @@ def to_lstm(state: State) -> State:
         raise ValueError(f"--to lstm takes a checkpoint of g2lstm or g2lstm_lm, got one of {name}")
     resolved, tables = _resolved(_model_options(state))
     weights = dict(state["model"])
+    unpack_weights(weights)
     settings = gate_settings(resolved)
     values = weights.pop(GATE_VALUES, None)
     if values is not None:

@@ -1,15 +1,20 @@
 """The command line of compression.
 
     python -m fairseq_g2lstm.compress study CHECKPOINT [CHECKPOINT ...] --data DATA_BIN --out DIR
+    python -m fairseq_g2lstm.compress pack CHECKPOINT PACKED --compression int:8 --gates all
+    python -m fairseq_g2lstm.compress export CHECKPOINT WEIGHTS.safetensors
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from ..settings import EVAL_MODES
+from .pack import export_safetensors, pack
 from .parts import GATES, MATRICES, Selection
 from .report import markdown, plot, write_csv
 from .study import DEFAULTS, names, study
+from .transforms import parse
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,10 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fairseq_g2lstm.compress", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     _add_study(commands)
+    _add_pack(commands)
+    _add_export(commands)
     options = parser.parse_args(arguments)
     try:
-        _study(options)
-    except (ValueError, OSError) as error:
+        options.run(options)
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -44,14 +51,65 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
         metavar="C",
         help="round:STEP, clip:STEP:LIMIT, rank:K, int:BITS (default: %(default)s)",
     )
-    command.add_argument("--gates", choices=GATES, default="input-forget", help="(default: %(default)s)")
-    command.add_argument("--matrices", nargs="+", choices=MATRICES, default=list(MATRICES))
-    command.add_argument("--biases", action="store_true", help="compress the biases too")
+    _add_selection(command)
     command.add_argument("--split", default="test", help="(default: %(default)s)")
     command.add_argument("--beam", type=int, default=5, help="(default: %(default)s)")
     command.add_argument(
         "--batch-size", type=int, default=128, help="sentences, or rows of a text (default: %(default)s)"
     )
+    command.set_defaults(run=_study)
+
+
+def _add_pack(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "pack",
+        help="write a smaller checkpoint",
+        description="Writes a checkpoint whose weights are stored in integers or as factors. fairseq-generate and "
+        "fairseq-eval-lm load it with --user-dir alone; it computes what the study computes at the same setting.",
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of g2lstm or g2lstm_lm")
+    command.add_argument("packed", type=Path, metavar="PACKED", help="file to write")
+    command.add_argument("--compression", default="int:8", metavar="C", help="int:8, int:4 or rank:K (default: int:8)")
+    _add_selection(command)
+    command.add_argument(
+        "--gate-eval-mode", choices=EVAL_MODES, help="gates in evaluation from now on (default: as they were)"
+    )
+    command.set_defaults(run=_pack)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "export", help="write the weights as safetensors", description="Writes the weights, unpacked, as safetensors."
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    command.add_argument("weights", type=Path, metavar="WEIGHTS", help="file to write")
+    command.set_defaults(run=_export)
+
+
+def _add_selection(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--gates", choices=GATES, default="input-forget", help="(default: %(default)s)")
+    command.add_argument("--matrices", nargs="+", choices=MATRICES, default=list(MATRICES), help="(default: both)")
+    command.add_argument("--biases", action="store_true", help="compress the biases too")
+
+
+def _selection(options: argparse.Namespace) -> Selection:
+    return Selection(options.gates, tuple(options.matrices), options.biases)
+
+
+def _pack(options: argparse.Namespace) -> None:
+    sizes = pack(
+        options.checkpoint, options.packed, parse(options.compression), _selection(options), options.gate_eval_mode
+    )
+    for name, (before, after) in (
+        ("LSTM layers", sizes.recurrent),
+        ("whole model", sizes.model),
+        ("file", sizes.file),
+    ):
+        print(f"{name}: {before:,} -> {after:,} bytes, {after / before:.2f}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    print(f"wrote {options.weights}: {export_safetensors(options.checkpoint, options.weights)} tensors")
 
 
 def _study(options: argparse.Namespace) -> None:
@@ -71,7 +129,7 @@ def _study(options: argparse.Namespace) -> None:
         options.data,
         options.out,
         options.compressions,
-        Selection(options.gates, tuple(options.matrices), options.biases),
+        _selection(options),
         options.split,
         options.beam,
         options.batch_size,

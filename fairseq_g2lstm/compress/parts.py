@@ -58,5 +58,6 @@ class Selection:
 
 
 def recurrent_bytes(weights: Mapping[str, Tensor]) -> int:
-    """Bytes of all LSTM layers' weights and biases, as they are."""
-    return sum(w.numel() * w.element_size() for name, w in weights.items() if _LSTM_WEIGHT.fullmatch(name))
+    """Bytes of all LSTM layers' weights and biases, packed or not."""
+    packed = re.compile(rf"(packed\.)?{_LSTM_WEIGHT.pattern}(\.\w+)?")
+    return sum(w.numel() * w.element_size() for name, w in weights.items() if packed.fullmatch(name))

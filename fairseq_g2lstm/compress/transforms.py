@@ -6,11 +6,13 @@ usual symmetric ones with a scale a row.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..quantization import dequantize_rows, low_rank_factors, quantize_rows
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,16 @@ class Transform:
     Attributes:
         name: as it is written: `float32`, `round:STEP`, `clip:STEP:LIMIT`, `rank:K` or `int:BITS`.
         kind: what stands before the colon.
+        bits: of int, else None.
+        rank: of rank, else None.
     """
 
     name: str
     kind: str
     _apply: Callable[[Tensor], Tensor]
     _bits: Callable[[Tensor], float]
+    bits: int | None = None
+    rank: int | None = None
 
     def apply(self, weights: Tensor) -> Tensor:
         """The weights (R, C) or (R,) as the compressed ones would be read, in float32; low rank leaves biases."""
@@ -58,7 +64,7 @@ def parse(text: str) -> Transform:
         )
     if kind == "rank" and len(numbers) == 1:
         rank = _whole(text, numbers[0], 1, None)
-        return Transform(text, kind, lambda w: _low_rank(w, rank), lambda w: _low_rank_bits(w, rank))
+        return Transform(text, kind, lambda w: _low_rank(w, rank), lambda w: _low_rank_bits(w, rank), rank=rank)
     if kind == "int" and len(numbers) == 1:
         bits = _whole(text, numbers[0], 2, 8)
         return Transform(
@@ -66,32 +72,11 @@ def parse(text: str) -> Transform:
             kind,
             lambda w: dequantize_rows(*quantize_rows(w, bits)),
             lambda w: bits * w.numel() + 32 * (w.size(0) if w.dim() == 2 else 1),
+            bits=bits,
         )
     raise ValueError(
         f"a compression must be float32, round:STEP, clip:STEP:LIMIT, rank:K or int:BITS, got {text!r}"
     )
-
-
-def quantize_rows(weights: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Symmetric integers with a scale a row: w = scale q, scale = max |w| / (2^(bits - 1) - 1).
-
-    Args:
-        weights: (R, C), or (C,), which is taken as one row.
-        bits: 2 to 8.
-
-    Returns:
-        q, int8, shaped as the weights; scales (R,) or (), float32, 1 for rows of zeros.
-    """
-    largest = 2 ** (bits - 1) - 1
-    scales = weights.float().abs().amax(-1) / largest
-    scales = torch.where(scales > 0, scales, 1.0)
-    q = (weights.float() / scales.unsqueeze(-1)).round().clamp(-largest, largest)
-    return q.to(torch.int8), scales
-
-
-def dequantize_rows(q: Tensor, scales: Tensor) -> Tensor:
-    """What `quantize_rows` gave as float32."""
-    return q.float() * scales.unsqueeze(-1)
 
 
 def _rounded(weights: Tensor, step: float) -> Tensor:
@@ -111,17 +96,19 @@ def _grid_bits(weights: Tensor, step: float) -> float:
 
 
 def _low_rank(weights: Tensor, rank: int) -> Tensor:
-    if weights.dim() != 2 or rank >= min(weights.shape):
+    if not is_factored(weights.shape, rank):
         return weights
-    u, s, v = torch.linalg.svd(weights, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ v[:rank]
+    left, right = low_rank_factors(weights, rank)
+    return left @ right
+
+
+def is_factored(shape: Sequence[int], rank: int) -> bool:
+    """Whether a low rank makes weights of this shape smaller; if not they stay as they are."""
+    return len(shape) == 2 and rank * sum(shape) < math.prod(shape)
 
 
 def _low_rank_bits(weights: Tensor, rank: int) -> float:
-    numbers = weights.numel()
-    if weights.dim() == 2:
-        numbers = min(numbers, rank * sum(weights.shape))
-    return 32 * numbers
+    return 32 * (rank * sum(weights.shape) if is_factored(weights.shape, rank) else weights.numel())
 
 
 def _positive(text: str, number: str) -> float:

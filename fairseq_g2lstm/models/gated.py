@@ -6,6 +6,7 @@ import torch
 from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
 
+from ..packed import unpack_weights
 from ..settings import GateSettings
 
 
@@ -93,7 +94,8 @@ class GatedModel(BaseFairseqModel):
         self.use_gate_settings(options.with_values(temperature, noise_prob))
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Gives a stock checkpoint the options' temperature and noise probability."""
+        """Unpacks a packed checkpoint's weights; gives a stock one the options' temperature and noise probability."""
+        unpack_weights(state_dict)
         super().upgrade_state_dict_named(state_dict, name)
         prefix = f"{name}." if name else ""
         options = self.option_settings

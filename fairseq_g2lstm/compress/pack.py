@@ -1,0 +1,97 @@
+"""Checkpoints that are really smaller, and weights that leave the project."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..checkpoints import State, read_checkpoint, write_checkpoint
+from ..loading import model_name
+from ..packed import META, pack_weights, unpack_weights
+from .parts import Selection, recurrent_bytes
+from .study import model_bytes
+from .transforms import Transform
+
+
+class Sizes(NamedTuple):
+    """Bytes of weights: of the LSTM layers and of the whole model, before and after, and of the two files."""
+
+    recurrent: tuple[int, int]
+    model: tuple[int, int]
+    file: tuple[int, int]
+
+
+def pack(
+    checkpoint: Path, target: Path, transform: Transform, selection: Selection, eval_mode: str | None = None
+) -> Sizes:
+    """Writes a checkpoint for evaluation with packed weights, without the optimiser's state.
+
+    Args:
+        checkpoint: of `g2lstm` or `g2lstm_lm`.
+        target: the file to write.
+        transform: `int:8`, `int:4` or `rank:K`.
+        selection: what is packed.
+        eval_mode: the gates in evaluation from now on, such as "hard"; None leaves them.
+
+    Returns:
+        What was saved.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or no folder to write to.
+        ValueError: the checkpoint is of another model or packed already, or the transform cannot be packed.
+    """
+    if not (transform.rank is not None or transform.bits in (4, 8)):
+        raise ValueError(f"a checkpoint is packed by int:8, int:4 or rank:K, got {transform.name}")
+    state = read_checkpoint(checkpoint)
+    name = model_name(state)
+    if name not in ("g2lstm", "g2lstm_lm"):
+        raise ValueError(
+            f"{checkpoint} is of {name}, only g2lstm and g2lstm_lm read packed weights: "
+            "convert it first, with python -m fairseq_g2lstm.convert"
+        )
+    weights: dict[str, Tensor] = state["model"]
+    if META in weights:
+        raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
+    settings = {"compression": transform.name, **asdict(selection)}
+    packed = pack_weights(weights, selection.parts(weights), transform.bits, transform.rank, settings)
+    options = dict(state["cfg"]["model"])
+    if eval_mode is not None:
+        options["gate_eval_mode"] = eval_mode
+    write_checkpoint({**_for_evaluation(state), "cfg": {**state["cfg"], "model": options}, "model": packed}, target)
+    return Sizes(
+        (recurrent_bytes(weights), recurrent_bytes(packed)),
+        (model_bytes(weights), model_bytes(packed)),
+        (checkpoint.stat().st_size, target.stat().st_size),
+    )
+
+
+def export_safetensors(checkpoint: Path, target: Path) -> int:
+    """Writes a model's weights, unpacked, as safetensors, with the names that they have in the checkpoint.
+
+    Returns:
+        How many tensors were written.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        FileNotFoundError: there is no such checkpoint, or no folder to write to.
+        ValueError: the checkpoint cannot be read.
+    """
+    from safetensors.torch import save_file
+
+    weights: dict[str, Tensor] = read_checkpoint(checkpoint)["model"]
+    unpack_weights(weights)
+    # tied weights share memory, which the format does not allow
+    own = {name: weight.detach().clone().contiguous() for name, weight in weights.items()}
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to: create it first")
+    save_file(own, target, metadata={"format": "pt"})
+    return len(own)
+
+
+def _for_evaluation(state: State) -> Mapping[str, Any]:
+    """A checkpoint without what only training goes on from."""
+    kept = ("train_iterator", "val_loss", "best")
+    extra = {key: value for key, value in state["extra_state"].items() if key in kept}
+    return {"args": None, "extra_state": extra, "optimizer_history": state["optimizer_history"][-1:], "task_state": {}}

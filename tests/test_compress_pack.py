@@ -1,0 +1,165 @@
+"""Packed checkpoints: smaller, read by fairseq's commands as they are, equal to the study, refused where damaged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PLUGIN, run_module
+from lm_runs import eval_lm
+from test_compress_study import generated, language_model, translation  # noqa: F401  - fixtures
+from tiny_runs import load
+
+from fairseq_g2lstm.checkpoints import read_checkpoint, write_checkpoint
+from fairseq_g2lstm.compress import Evaluator, Selection, compressed, parse
+from fairseq_g2lstm.compress.__main__ import main
+from fairseq_g2lstm.packed import META, pack_weights, unpack_weights
+
+NAME, BIAS = "decoder.layers.0.weight_ih", "decoder.layers.0.bias_ih"
+
+
+def weights() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {NAME: torch.randn(12, 7, generator=generator), BIAS: torch.randn(12, generator=generator)}
+
+
+def packed_file(checkpoint: Path, folder: Path, *options: str) -> Path:
+    target = folder / "packed.pt"
+    assert main(["pack", str(checkpoint), str(target), *options]) == 0
+    return target
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [6, 5, 12])
+def test_integers_come_back_as_the_study_has_them(bits: int, rows: int):
+    state = pack_weights(weights(), [(NAME, rows), (BIAS, rows)], bits=bits)
+    assert NAME not in state and state[f"packed.{NAME}.q"].numel() == (rows * 7 if bits == 8 else (rows * 7 + 1) // 2)
+    unpack_weights(state)
+    for name, weight in weights().items():
+        expected = weight.clone()
+        expected[:rows] = parse(f"int:{bits}").apply(weight[:rows])
+        assert torch.equal(state[name], expected)
+    assert state.keys() == weights().keys()
+
+
+def test_factors_come_back_as_the_study_has_them_and_what_gains_nothing_stays():
+    state = pack_weights(weights(), [(NAME, 12), (BIAS, 12)], rank=2)
+    assert state[f"packed.{NAME}.left"].shape == (12, 2) and torch.equal(state[BIAS], weights()[BIAS])
+    unpack_weights(state)
+    assert torch.equal(state[NAME], parse("rank:2").apply(weights()[NAME]))
+    assert torch.equal(pack_weights(weights(), [(NAME, 12)], rank=5)[NAME], weights()[NAME])
+
+
+def test_weights_that_are_not_packed_are_left_alone():
+    state = weights()
+    unpack_weights(state)
+    assert all(torch.equal(state[name], weight) for name, weight in weights().items())
+
+
+@pytest.mark.parametrize("key", [f"packed.{NAME}.q", f"packed.{NAME}.scales", BIAS])
+def test_a_changed_weight_is_refused_with_a_sentence(key: str):
+    state = pack_weights(weights(), [(NAME, 6)], bits=8)
+    state[key] = state[key].clone()
+    state[key].view(-1)[0] += 1
+    with pytest.raises(ValueError, match=f"damaged, {key} is not what was written"):
+        unpack_weights(state)
+
+
+def test_a_missing_weight_is_refused_with_a_sentence():
+    state = pack_weights(weights(), [(NAME, 6)], bits=8)
+    del state[f"packed.{NAME}.scales"]
+    with pytest.raises(ValueError, match="incomplete, it lacks packed"):
+        unpack_weights(state)
+
+
+def test_a_later_version_and_a_damaged_description_are_refused_with_a_sentence():
+    state = pack_weights(weights(), [(NAME, 6)], bits=8)
+    text = bytes(state[META].tolist()).replace(b'"version": 1', b'"version": 2')
+    state[META] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="packed in version 2 of the format, this is for 1: install a later"):
+        unpack_weights(state)
+    state[META] = state[META][:-5]
+    with pytest.raises(ValueError, match="its description cannot be read"):
+        unpack_weights(state)
+
+
+@pytest.mark.parametrize("compression", ["int:8", "int:4", "rank:2"])
+def test_a_packed_models_translations_are_the_studys(tiny_data, translation, tmp_path, compression):  # noqa: F811
+    options = ["--gates", "all", "--biases"]
+    packed = packed_file(translation, tmp_path, "--compression", compression, *options)
+    evaluator = Evaluator(translation, tiny_data)
+    changed = compressed(evaluator.weights, parse(compression), Selection("all", biases=True))
+    assert generated(tiny_data, packed) == evaluator.score(changed).hypotheses
+
+
+def test_a_packed_language_models_perplexity_is_the_studys(tiny_text, language_model, tmp_path):  # noqa: F811
+    packed = packed_file(language_model, tmp_path, "--compression", "int:4")
+    evaluator = Evaluator(language_model, tiny_text, batch_size=1)
+    expected = evaluator.score(compressed(evaluator.weights, parse("int:4"), Selection())).value
+    assert float(eval_lm(tiny_text, packed)["perplexity"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_command_says_what_was_saved(tiny_data, translation, tmp_path, capsys):  # noqa: F811
+    packed = packed_file(translation, tmp_path, "--gates", "all", "--gate-eval-mode", "hard")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["LSTM layers", "whole model", "file"]
+    before, after = (int(part.split()[0].replace(",", "")) for part in lines[2].split(":")[1].split("->"))
+    assert (before, after) == (translation.stat().st_size, packed.stat().st_size) and after < before / 2
+    state = read_checkpoint(packed)
+    assert state["cfg"]["model"]["gate_eval_mode"] == "hard" and "last_optimizer_state" not in state
+    assert load(packed)[0].gate_settings.mode(training=False).hard
+
+
+def test_fairseq_generate_reads_it_in_a_fresh_process_and_refuses_a_damaged_one(
+    tiny_data, translation, tmp_path  # noqa: F811
+):  # fmt: skip
+    packed = packed_file(translation, tmp_path)
+    command = [tiny_data, "--user-dir", PLUGIN, "--cpu", "--num-workers", 0, "--path"]
+    assert run_module("fairseq_cli.generate", *command, packed).returncode == 0
+    state = read_checkpoint(packed)
+    key = next(name for name in state["model"] if name.endswith(".q"))
+    state["model"][key][0] += 1
+    write_checkpoint(state, tmp_path / "damaged.pt")
+    done = run_module("fairseq_cli.generate", *command, tmp_path / "damaged.pt")
+    assert done.returncode != 0 and f"the packed checkpoint is damaged, {key} is not what was written" in done.stderr
+
+
+def test_a_packed_checkpoint_trains_on_and_converts(tiny_data, translation, tmp_path):  # noqa: F811
+    from conftest import train_in_process, train_options
+
+    packed = packed_file(translation, tmp_path)
+    options = ["--finetune-from-model", packed, "--max-update", 2, "--encoder-bidirectional"]
+    train_in_process(train_options(tiny_data, tmp_path / "more", "g2lstm", *options))
+    weights = read_checkpoint(tmp_path / "more" / "checkpoint_last.pt")["model"]
+    assert not any(name.startswith("packed.") for name in weights)
+    from fairseq_g2lstm.convert import main as convert
+
+    assert convert([str(packed), str(tmp_path / "stock.pt"), "--to", "lstm"]) == 0
+    assert generated(tiny_data, tmp_path / "stock.pt") == generated(tiny_data, packed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--compression", "round:0.5"], "a checkpoint is packed by int:8, int:4 or rank:K, got round:0.5"),
+        (["--compression", "int:6"], "a checkpoint is packed by int:8, int:4 or rank:K, got int:6"),
+    ],
+)
+def test_what_cannot_be_packed_is_said(translation, tmp_path, capsys, arguments, message):  # noqa: F811
+    assert main(["pack", str(translation), str(tmp_path / "packed.pt"), *arguments]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "packed.pt").exists()
+
+
+def test_a_packed_checkpoint_is_not_packed_again(translation, tmp_path, capsys):  # noqa: F811
+    packed = packed_file(translation, tmp_path)
+    assert main(["pack", str(packed), str(tmp_path / "again.pt")]) == 1
+    assert "is packed already" in capsys.readouterr().err
+
+
+def test_weights_leave_as_safetensors(translation, tmp_path):  # noqa: F811
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    packed = packed_file(translation, tmp_path)
+    assert main(["export", str(packed), str(tmp_path / "weights.safetensors")]) == 0
+    found = safetensors.load_file(tmp_path / "weights.safetensors")
+    expected = load(packed)[0].state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
