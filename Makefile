@@ -1,8 +1,8 @@
 # make quickstart   train, translate, score and draw, from nothing
 # make test         the whole test suite, with the kernels as they are in the tree
 # make lint         ruff and mypy
-# make bench        speed and memory beside the peers'; DATA=DATA_BIN and CHECKPOINT=STOCK.pt name what to train on, TEXT=DATA_BIN a text
-#                   and to translate with, in place of generated text and a model trained for it
+# make bench        speed and memory beside the peers'; DATA=DATA_BIN and TEXT=DATA_BIN, of translation and of a language
+#                   model, and CHECKPOINT=STOCK.pt, to translate with, stand in for generated text and a model trained for it
 #
 # make kernels      the compiled kernels, or what has changed of them
 # make cuda-check   the CUDA kernels through nvcc, without a GPU: warnings, registers, spills

@@ -152,8 +152,21 @@ def resolve(options: ModelOptions) -> Namespace:
             "--share-decoder-input-output-embed needs --decoder-embed-dim equal to --decoder-out-embed-dim, "
             f"got {resolved.decoder_embed_dim} and {resolved.decoder_out_embed_dim}"
         )
-    layer_sizes(resolved)
+    _check_layer_sizes(resolved)
     return resolved
+
+
+def _check_layer_sizes(options: Namespace) -> None:
+    sizes = layer_sizes(options)
+    if options.decoder_layer_sizes is None:
+        return
+    given = (options.decoder_layers, options.decoder_hidden_size)
+    # what nobody gave has its default
+    if given[0] not in (1, len(sizes)) or given[1] not in (options.decoder_embed_dim, *sizes):
+        raise ValueError(
+            f"--decoder-layer-sizes {options.decoder_layer_sizes}, given or the architecture's, stands in place of "
+            f"--decoder-layers and --decoder-hidden-size, got {given[0]} and {given[1]} as well: change the former"
+        )
 
 
 def layer_sizes(options: Namespace) -> list[int]:

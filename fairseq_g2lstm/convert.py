@@ -39,7 +39,7 @@ def to_g2lstm(state: State, gate_type: str = "sigmoid") -> State:
 
     Args:
         state: the stock checkpoint, from `checkpoints.read_checkpoint`.
-        gate_type: the gate type of the new checkpoint. Translations are the given model's with "sigmoid" and "gumbel",
+        gate_type: the gate type of the new checkpoint. It computes what the given one does with "sigmoid" and "gumbel",
             whose gates in evaluation are plain sigmoids.
 
     Returns:
@@ -189,7 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {options.converted}: {options.to} with {len(converted['model'])} tensors")
+    name = _model_options(converted)["_name"]
+    print(f"wrote {options.converted}: {name} with {len(converted['model'])} tensors")
     return 0
 
 

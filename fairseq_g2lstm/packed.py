@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,20 +20,27 @@ VERSION = 1
 META = "packed.meta"
 
 
+class Packing(NamedTuple):
+    """How a weight is packed.
+
+    name: of the weight. rows: how many of its first rows are packed. bits: 8 or 4, for rows in integers; or
+    rank: k, for factors.
+    """
+
+    name: str
+    rows: int
+    bits: int | None = None
+    rank: int | None = None
+
+
 def pack_weights(
-    weights: Mapping[str, Tensor],
-    parts: Iterable[tuple[str, int]],
-    bits: int | None = None,
-    rank: int | None = None,
-    settings: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor], packings: Iterable[Packing], settings: Mapping[str, Any] | None = None
 ) -> dict[str, Tensor]:
     """A model's state dict with some weights packed.
 
     Args:
         weights: the state dict.
-        parts: names, and how many of the first rows of each are packed.
-        bits: 8 or 4, for rows in integers; or
-        rank: k, for factors; biases, and matrices that k makes no smaller, stay as they are.
+        packings: how each is packed; biases, and matrices that a rank makes no smaller, stay as they are under a rank.
         settings: kept in the checkpoint, for people.
 
     Returns:
@@ -42,13 +49,13 @@ def pack_weights(
     Raises:
         ValueError: bits is neither 8 nor 4, or both bits and rank are given, or neither.
     """
-    if (bits is None) == (rank is None):
-        raise ValueError(f"give bits or rank, got {bits} and {rank}")
-    if bits not in (None, 4, 8):
-        raise ValueError(f"weights are packed in 8 or 4 bits, got {bits}")
     packed = dict(weights)
     shapes: dict[str, Any] = {}
-    for name, rows in parts:
+    for name, rows, bits, rank in packings:
+        if (bits is None) == (rank is None):
+            raise ValueError(f"give bits or rank for {name}, got {bits} and {rank}")
+        if bits not in (None, 4, 8):
+            raise ValueError(f"weights are packed in 8 or 4 bits, got {bits} for {name}")
         weight = weights[name]
         part = weight[:rows].detach().float()
         if rank is not None and not (part.dim() == 2 and rank * sum(part.shape) < part.numel()):

@@ -24,7 +24,7 @@ class TokenStream(FairseqDataset):
         super().__init__()
         parts = [np.asarray(sentences[i], dtype=np.int32) for i in range(len(sentences))]
         self.tokens = np.concatenate(parts) if parts else np.zeros(0, np.int32)
-        self.sizes = np.ones(len(self.tokens), np.int32)
+        self.sizes = np.broadcast_to(np.int32(1), len(self.tokens))
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return torch.tensor(int(self.tokens[index]))
@@ -101,7 +101,7 @@ class RowBlocks(torch.utils.data.Dataset):
         if len(tokens) < all_rows:
             raise ValueError(
                 f"the text has {len(tokens)} tokens, fewer than the {all_rows} rows it is to be read in: "
-                "lower --batch-size"
+                "lower --batch-size or --batch-size-valid"
             )
         base, longer = divmod(len(tokens), all_rows)
         row = np.arange(all_rows + 1)
@@ -136,17 +136,18 @@ class RowBlocks(torch.utils.data.Dataset):
         source = np.where(inside, source, self._pad)
         asked = inside & (position >= self._start[:, None])
         target = np.where(asked, self._tokens[np.minimum(position, last)], self._pad)
-        sample = {
+        sample: dict[str, Any] = {
             "id": torch.from_numpy(self._rows.astype(np.int64)),
             "nsentences": len(self._rows),
             "ntokens": int(asked.sum()),
             "net_input": {
                 "src_tokens": torch.from_numpy(source.astype(np.int64)),
-                "src_lengths": torch.from_numpy(inside.sum(1)),
                 "block": block,
             },
             "target": torch.from_numpy(target.astype(np.int64)),
         }
+        if not inside.all():
+            sample["net_input"]["src_lengths"] = torch.from_numpy(inside.sum(1))
         if not np.array_equal(self._first, self._start):
             sample["start_indices"] = np.clip(self._start - self._first - begin, 0, end - begin).tolist()
         if self._drawn:

@@ -34,7 +34,7 @@ def preprocess(folder: Path) -> Path:
     return folder / "data-bin"
 
 
-def lm_options(data: Path, save_dir: Path, *more: object) -> list[str]:
+def lm_options(data: Path | str, save_dir: Path, *more: object) -> list[str]:
     """Options of fairseq-train for a tiny language model: 4 rows in blocks of 10 tokens."""
     options: list[object] = [data, "--user-dir", PLUGIN, "--cpu", "--arch", "g2lstm_lm", *TASK, *SMALL]
     options += ["--dropout", 0.2, "--criterion", "g2lstm_cross_entropy", "--optimizer", "sgd", "--lr", 1.0]
@@ -43,7 +43,7 @@ def lm_options(data: Path, save_dir: Path, *more: object) -> list[str]:
     return [str(option) for option in options]
 
 
-def train_lm(data: Path, save_dir: Path, *more: object) -> Path:
+def train_lm(data: Path | str, save_dir: Path, *more: object) -> Path:
     """Trains a tiny language model in this process; returns the folder of its checkpoints."""
     train_in_process(lm_options(data, save_dir, *more))
     return save_dir
@@ -57,3 +57,12 @@ def eval_lm(data: Path, checkpoint: Path, *more: object) -> dict[str, Any]:
     given = [data, "--user-dir", PLUGIN, "--cpu", "--path", checkpoint, "--num-workers", 0, *TASK, *more]
     arguments = fairseq_options.parse_args_and_arch(parser, input_args=[str(option) for option in given])
     return main(convert_namespace_to_omegaconf(arguments))
+
+
+def stock_lm_options(data: Path, save_dir: Path, *more: object) -> list[str]:
+    """Options of fairseq-train for a tiny stock `lstm_lm` of two layers of nine units, under fairseq's own task."""
+    options = lm_options(data, save_dir, "--task", "language_modeling", "--decoder-layers", 2)
+    options[options.index("g2lstm_lm")] = "lstm_lm"
+    position = options.index("--decoder-layer-sizes")
+    del options[position : position + 2]
+    return [*options, "--decoder-hidden-size", "9", "--criterion", "cross_entropy", *map(str, more)]

@@ -12,7 +12,7 @@ from tiny_runs import load
 from fairseq_g2lstm.checkpoints import read_checkpoint, write_checkpoint
 from fairseq_g2lstm.compress import Evaluator, Selection, compressed, parse
 from fairseq_g2lstm.compress.__main__ import main
-from fairseq_g2lstm.packed import META, pack_weights, unpack_weights
+from fairseq_g2lstm.packed import META, Packing, pack_weights, unpack_weights
 
 NAME, BIAS = "decoder.layers.0.weight_ih", "decoder.layers.0.bias_ih"
 
@@ -31,7 +31,7 @@ def packed_file(checkpoint: Path, folder: Path, *options: str) -> Path:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("rows", [6, 5, 12])
 def test_integers_come_back_as_the_study_has_them(bits: int, rows: int):
-    state = pack_weights(weights(), [(NAME, rows), (BIAS, rows)], bits=bits)
+    state = pack_weights(weights(), [Packing(NAME, rows, bits), Packing(BIAS, rows, bits)])
     assert NAME not in state and state[f"packed.{NAME}.q"].numel() == (rows * 7 if bits == 8 else (rows * 7 + 1) // 2)
     unpack_weights(state)
     for name, weight in weights().items():
@@ -42,11 +42,11 @@ def test_integers_come_back_as_the_study_has_them(bits: int, rows: int):
 
 
 def test_factors_come_back_as_the_study_has_them_and_what_gains_nothing_stays():
-    state = pack_weights(weights(), [(NAME, 12), (BIAS, 12)], rank=2)
+    state = pack_weights(weights(), [Packing(NAME, 12, rank=2), Packing(BIAS, 12, rank=2)])
     assert state[f"packed.{NAME}.left"].shape == (12, 2) and torch.equal(state[BIAS], weights()[BIAS])
     unpack_weights(state)
     assert torch.equal(state[NAME], parse("rank:2").apply(weights()[NAME]))
-    assert torch.equal(pack_weights(weights(), [(NAME, 12)], rank=5)[NAME], weights()[NAME])
+    assert torch.equal(pack_weights(weights(), [Packing(NAME, 12, rank=5)])[NAME], weights()[NAME])
 
 
 def test_weights_that_are_not_packed_are_left_alone():
@@ -57,7 +57,7 @@ def test_weights_that_are_not_packed_are_left_alone():
 
 @pytest.mark.parametrize("key", [f"packed.{NAME}.q", f"packed.{NAME}.scales", BIAS])
 def test_a_changed_weight_is_refused_with_a_sentence(key: str):
-    state = pack_weights(weights(), [(NAME, 6)], bits=8)
+    state = pack_weights(weights(), [Packing(NAME, 6, 8)])
     state[key] = state[key].clone()
     state[key].view(-1)[0] += 1
     with pytest.raises(ValueError, match=f"damaged, {key} is not what was written"):
@@ -65,14 +65,14 @@ def test_a_changed_weight_is_refused_with_a_sentence(key: str):
 
 
 def test_a_missing_weight_is_refused_with_a_sentence():
-    state = pack_weights(weights(), [(NAME, 6)], bits=8)
+    state = pack_weights(weights(), [Packing(NAME, 6, 8)])
     del state[f"packed.{NAME}.scales"]
     with pytest.raises(ValueError, match="incomplete, it lacks packed"):
         unpack_weights(state)
 
 
 def test_a_later_version_and_a_damaged_description_are_refused_with_a_sentence():
-    state = pack_weights(weights(), [(NAME, 6)], bits=8)
+    state = pack_weights(weights(), [Packing(NAME, 6, 8)])
     text = bytes(state[META].tolist()).replace(b'"version": 1', b'"version": 2')
     state[META] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     with pytest.raises(ValueError, match="packed in version 2 of the format, this is for 1: install a later"):

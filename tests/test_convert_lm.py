@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import train_in_process
-from lm_runs import eval_lm, lm_options, train_lm
+from lm_runs import eval_lm, stock_lm_options, train_lm
 from tiny_runs import assert_identical
 
 from fairseq_g2lstm.checkpoints import read_checkpoint
@@ -26,11 +26,7 @@ def loss(data: Path, checkpoint: Path) -> float:
 def stock(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of stock `lstm_lm`, its layers of other units than its outputs."""
     folder = tmp_path_factory.mktemp("stock")
-    options = lm_options(tiny_text, folder, *STOCK_TASK, "--decoder-layers", 2, "--decoder-hidden-size", 9)
-    options[options.index("g2lstm_lm")] = "lstm_lm"
-    position = options.index("--decoder-layer-sizes")
-    del options[position : position + 2]
-    train_in_process([*options, "--criterion", "cross_entropy", "--max-epoch", "2"])
+    train_in_process(stock_lm_options(tiny_text, folder, "--max-epoch", 2))
     return folder / "checkpoint_last.pt"
 
 

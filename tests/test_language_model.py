@@ -31,6 +31,8 @@ def make_task() -> Any:
 def build(**options: Any) -> G2LSTMLanguageModel:
     torch.manual_seed(3)
     given = {"_name": "g2lstm_lm", "dropout": 0.0, "gate_type": "sigmoid", **SMALL, **options}
+    if "decoder_layer_sizes" in options:
+        del given["decoder_layers"], given["decoder_hidden_size"]
     return G2LSTMLanguageModel.build_model(Namespace(**given), make_task())
 
 
@@ -110,11 +112,28 @@ def test_no_gradient_flows_from_one_block_into_the_one_before():
     assert not any(state.requires_grad for state in model.decoder.carried(True).newest()[1].h)
 
 
-@pytest.mark.parametrize("block", [1, 7])
+@pytest.mark.parametrize("block", [2, 7])
 def test_a_block_out_of_order_is_refused_with_a_sentence(block):
     model = build().eval()
-    with pytest.raises(ValueError, match=rf"no hidden state leads to block {block} .*--reset-dataloader"):
+    with pytest.raises(ValueError, match=rf"no hidden state leads to block {block} .*--tokens-per-sample"):
         model(text(2, 4), block=block)
+
+
+def test_a_block_that_was_left_out_is_passed_over():
+    model = build().eval()
+    tokens = text(2, 12)
+    model(tokens[:, :4], block=0)
+    found = model(tokens[:, 8:], block=2)[0]
+    torch.testing.assert_close(found, model(torch.cat([tokens[:, :4], tokens[:, 8:]], 1))[0][:, 4:])
+
+
+def test_the_blocks_of_an_update_may_be_given_again():
+    model = build().eval()
+    model.decoder.carried(training=False).kept_before = 3
+    tokens = text(2, 12)
+    blocks = [model(tokens[:, 3 * k : 3 * k + 3], block=k)[0] for k in range(4)]
+    again = [model(tokens[:, 3 * k : 3 * k + 3], block=k)[0] for k in range(1, 4)]
+    assert all(torch.equal(one, other) for one, other in zip(again, blocks[1:], strict=True))
 
 
 def test_another_number_of_rows_is_refused_with_a_sentence():

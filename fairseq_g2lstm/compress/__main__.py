@@ -7,10 +7,11 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from ..settings import EVAL_MODES
-from .pack import export_safetensors, pack
+from .pack import Sizes, export_safetensors, pack, uniform_plan
 from .parts import GATES, MATRICES, Selection
 from .report import markdown, plot, write_csv
 from .study import DEFAULTS, names, study
@@ -97,9 +98,18 @@ def _selection(options: argparse.Namespace) -> Selection:
 
 
 def _pack(options: argparse.Namespace) -> None:
+    transform, selection = parse(options.compression), _selection(options)
     sizes = pack(
-        options.checkpoint, options.packed, parse(options.compression), _selection(options), options.gate_eval_mode
+        options.checkpoint,
+        options.packed,
+        lambda weights: uniform_plan(weights, transform, selection),
+        {"compression": transform.name, **asdict(selection)},
+        options.gate_eval_mode,
     )
+    _print_sizes(sizes)
+
+
+def _print_sizes(sizes: Sizes) -> None:
     for name, (before, after) in (
         ("LSTM layers", sizes.recurrent),
         ("whole model", sizes.model),

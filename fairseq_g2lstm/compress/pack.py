@@ -1,7 +1,6 @@
 """Checkpoints that are really smaller, and weights that leave the project."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +8,8 @@ from torch import Tensor
 
 from ..checkpoints import State, read_checkpoint, write_checkpoint
 from ..loading import model_name
-from ..packed import META, pack_weights, unpack_weights
-from .parts import Selection, recurrent_bytes
+from ..packed import META, Packing, pack_weights, unpack_weights
+from .parts import Part, Selection, recurrent_bytes
 from .study import model_bytes
 from .transforms import Transform
 
@@ -23,16 +22,30 @@ class Sizes(NamedTuple):
     file: tuple[int, int]
 
 
+Plan = Mapping[Part, Transform]
+"""What is done to each part; `float32` leaves it."""
+
+
+def uniform_plan(weights: Mapping[str, Tensor], transform: Transform, selection: Selection) -> Plan:
+    """The same for every part of a selection."""
+    return dict.fromkeys(selection.parts(weights), transform)
+
+
 def pack(
-    checkpoint: Path, target: Path, transform: Transform, selection: Selection, eval_mode: str | None = None
+    checkpoint: Path,
+    target: Path,
+    plan: Plan | Callable[[Mapping[str, Tensor]], Plan],
+    settings: Mapping[str, Any],
+    eval_mode: str | None = None,
 ) -> Sizes:
     """Writes a checkpoint for evaluation with packed weights, without the optimiser's state.
 
     Args:
         checkpoint: of `g2lstm` or `g2lstm_lm`.
         target: the file to write.
-        transform: `int:8`, `int:4` or `rank:K`.
-        selection: what is packed.
+        plan: what is done to each part, or a function of the weights that gives it: `int:8`, `int:4`, `rank:K` or
+            `float32`.
+        settings: kept in the checkpoint, for people.
         eval_mode: the gates in evaluation from now on, such as "hard"; None leaves them.
 
     Returns:
@@ -40,10 +53,8 @@ def pack(
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or no folder to write to.
-        ValueError: the checkpoint is of another model or packed already, or the transform cannot be packed.
+        ValueError: the checkpoint is of another model or packed already, or a transform cannot be packed.
     """
-    if not (transform.rank is not None or transform.bits in (4, 8)):
-        raise ValueError(f"a checkpoint is packed by int:8, int:4 or rank:K, got {transform.name}")
     state = read_checkpoint(checkpoint)
     name = model_name(state)
     if name not in ("g2lstm", "g2lstm_lm"):
@@ -54,8 +65,7 @@ def pack(
     weights: dict[str, Tensor] = state["model"]
     if META in weights:
         raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
-    settings = {"compression": transform.name, **asdict(selection)}
-    packed = pack_weights(weights, selection.parts(weights), transform.bits, transform.rank, settings)
+    packed = pack_weights(weights, _packings(plan(weights) if callable(plan) else plan), settings)
     options = dict(state["cfg"]["model"])
     if eval_mode is not None:
         options["gate_eval_mode"] = eval_mode
@@ -65,6 +75,15 @@ def pack(
         (model_bytes(weights), model_bytes(packed)),
         (checkpoint.stat().st_size, target.stat().st_size),
     )
+
+
+def _packings(plan: Plan) -> Iterator[Packing]:
+    for part, transform in plan.items():
+        if transform.name == "float32":
+            continue
+        if not (transform.rank is not None or transform.bits in (4, 8)):
+            raise ValueError(f"a checkpoint is packed by int:8, int:4 or rank:K, got {transform.name}")
+        yield Packing(part.name, part.rows, transform.bits, transform.rank)
 
 
 def export_safetensors(checkpoint: Path, target: Path) -> int:

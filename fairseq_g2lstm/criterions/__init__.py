@@ -84,9 +84,13 @@ class GateScheduleMixin:
         """fairseq's forward of the criterion; see the class.
 
         Raises:
-            ValueError: the model is not a `g2lstm`.
+            ValueError: the model is not a `g2lstm` or `g2lstm_lm`, or has an adaptive softmax.
         """
         g2lstm = _unwrap(model)
+        if g2lstm.training and g2lstm.decoder.adaptive_softmax is not None:
+            raise ValueError(
+                "--adaptive-softmax-cutoff needs --criterion adaptive_loss (and --ddp-backend legacy_ddp)"
+            )
         if g2lstm.training:
             options = g2lstm.option_settings
             g2lstm.set_gate_values(

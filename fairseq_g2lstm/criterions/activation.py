@@ -66,11 +66,13 @@ class RegularisedCrossEntropyCriterion(CrossEntropyCriterion):
         extra = net_output[1]
         if not isinstance(extra, dict) or "outputs" not in extra:
             raise ValueError("--activation-reg and --temporal-activation-reg need a g2lstm_lm")
-        penalty = self._penalty(extra["outputs"], extra["dropped_outputs"], sample["net_input"]["src_lengths"])
+        penalty = self._penalty(extra["outputs"], extra["dropped_outputs"], sample["net_input"].get("src_lengths"))
         return loss + sample_size * penalty, sample_size, logging_output
 
-    def _penalty(self, outputs: Tensor, dropped: Tensor, lengths: Tensor) -> Tensor:
-        valid = torch.arange(len(outputs), device=outputs.device)[:, None] < lengths.to(outputs.device)
+    def _penalty(self, outputs: Tensor, dropped: Tensor, lengths: Tensor | None) -> Tensor:
+        valid = torch.ones(outputs.shape[:2], dtype=torch.bool, device=outputs.device)
+        if lengths is not None:
+            valid = torch.arange(len(outputs), device=outputs.device)[:, None] < lengths.to(outputs.device)
         size = self.activation_reg * _mean_square(dropped, valid)
         return size + self.temporal_activation_reg * _mean_square(outputs[1:] - outputs[:-1], valid[1:])
 

@@ -7,12 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..settings import check_probability
-
 
 class CacheSettings(NamedTuple):
     """size: N > 0, the steps that are remembered. theta: >= 0, how sharply a state's likeness counts.
-    weight: lambda, 0 to 1, the share of the cache's distribution in the mixture."""
+    weight: lambda, 0 to below 1, the share of the cache's distribution in the mixture."""
 
     size: int
     theta: float
@@ -24,7 +22,8 @@ class CacheSettings(NamedTuple):
             raise ValueError(f"--cache-size must be >= 0 (0 for no cache), got {self.size}")
         if not (math.isfinite(self.theta) and self.theta >= 0):
             raise ValueError(f"--cache-theta must be >= 0, got {self.theta}")
-        check_probability("--cache-lambda", self.weight)
+        if not 0 <= self.weight < 1:
+            raise ValueError(f"--cache-lambda must be >= 0 and < 1, got {self.weight}")
 
 
 class CacheAttention(NamedTuple):

@@ -24,34 +24,41 @@ class TextState(NamedTuple):
 
 
 class CarriedState:
-    """States by the number of the block of text that they lead to, the newest two.
+    """States by the number of the block of text that they lead to.
 
-    The one before the last is for a block that is given again, as fairseq's --amp does where gradients overflow.
+    Beside the newest the `kept_before` before it are kept, for blocks that are given again: where gradients overflow
+    under --amp or are not finite, fairseq repeats the batches of an update.
     """
 
     def __init__(self) -> None:
+        self.kept_before = 1
         self._states: dict[int, TextState] = {}
 
     def at(self, block: int) -> TextState | None:
         """The state that a block starts from; None for the first block, which starts from zeros.
 
+        Where the block before was left out, which fairseq does where memory runs out, that is the state before that.
+
         Raises:
-            ValueError: the state before this block is not known.
+            ValueError: no such state is known.
         """
         if block == 0:
             return None
-        if block not in self._states:
+        state = self._states.get(block, self._states.get(block - 1))
+        if state is None:
             known = ", ".join(map(str, self._states)) or "none"
             raise ValueError(
-                f"no hidden state leads to block {block} of the text (known: {known}): blocks must come in order. "
-                "A run that goes on inside an epoch needs a checkpoint of the task g2lstm_language_modeling with the "
-                "same --batch-size times ranks and --tokens-per-sample; --reset-dataloader starts the epoch again"
+                f"no hidden state leads to block {block} of the text (known: {known}). A run that goes on inside an "
+                "epoch needs a checkpoint of the task g2lstm_language_modeling, the same --batch-size times ranks, "
+                "--tokens-per-sample and --variable-tokens-per-sample, and with the latter the same --seed. Go on from "
+                "a checkpoint of an epoch's end, or begin again at epoch 1 by --reset-dataloader"
             )
-        return self._states[block]
+        return state
 
     def keep(self, block: int, state: TextState) -> None:
         """Keeps the state that leads to a block."""
-        self._states = {number: s for number, s in self._states.items() if number == block - 1}
+        kept = range(block - self.kept_before, block)
+        self._states = {number: s for number, s in self._states.items() if number in kept}
         self._states[block] = state.detach()
 
     def newest(self) -> tuple[int, TextState] | None:

@@ -131,14 +131,12 @@ class LanguageModelDecoder(FairseqIncrementalDecoder):
             if state is not None and len(state.h[0]) != len(prev_output_tokens):
                 raise ValueError(
                     f"block {block} of the text has {len(prev_output_tokens)} rows, the state before it "
-                    f"{len(state.h[0])}: keep --batch-size, or begin the epoch again by --reset-dataloader"
+                    f"{len(state.h[0])}: keep --batch-size, or begin again at epoch 1 by --reset-dataloader"
                 )
         tokens = prev_output_tokens.t()
-        lengths = None
-        if src_lengths is not None and incremental_state is None:
-            lengths = src_lengths.cpu().clamp(1, len(tokens))
-            if int(lengths.min()) == len(tokens):
-                lengths = None
+        lengths = None if src_lengths is None or incremental_state is not None else src_lengths.cpu()
+        if lengths is not None and int(lengths.min()) == len(tokens):
+            lengths = None
         outputs, h, c = self._run_layers(self._embed(tokens), state, lengths)
         state = TextState(h, c) if state is None else state._replace(h=h, c=c)
         dropped = self.dropout_out_module(outputs)
@@ -176,6 +174,8 @@ class LanguageModelDecoder(FairseqIncrementalDecoder):
         valid = None
         if self.gate_observer is not None and lengths is not None:
             valid = torch.arange(len(x), device="cpu")[:, None] < lengths
+        if lengths is not None:
+            lengths = lengths.clamp(min=1)  # rows without a token, whose state nobody needs
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
         for layer, cell in enumerate(self.cells()):

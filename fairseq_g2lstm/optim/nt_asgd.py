@@ -66,18 +66,27 @@ class NTASGD(FairseqOptimizer):
             group = self.param_groups[0]
             # lambd = 0 keeps the learning rate, t0 = 0 averages at once
             self._optimizer = torch.optim.ASGD(
-                group["params"], lr=group["lr"], lambd=0.0, t0=0.0, weight_decay=group["weight_decay"]
+                group["params"],
+                lr=group["lr"],
+                lambd=0.0,
+                t0=0.0,
+                weight_decay=group["weight_decay"],
+                capturable=group["params"][0].is_cuda,  # else each step waits for the device
             )
 
-    def use_averages(self) -> None:
-        """Puts the averages into the parameters, where there are any."""
+    def use_averages(self) -> bool:
+        """Puts the averages into the parameters, where there are any; returns whether the parameters changed."""
         if self.averaging and not self._holds_averages:
             self._exchange()
+            return self._holds_averages
+        return False
 
-    def use_raw(self) -> None:
-        """Puts back the weights that SGD moves."""
+    def use_raw(self) -> bool:
+        """Puts back the weights that SGD moves; returns whether the parameters changed."""
         if self._holds_averages:
             self._exchange()
+            return True
+        return False
 
     @torch.no_grad()
     def _exchange(self) -> None:

@@ -1,5 +1,6 @@
 """The fairseq task `g2lstm_language_modeling`: a text read in order, with the hidden state carried along."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from fairseq.data import (
     data_utils,
 )
 from fairseq.distributed import utils as distributed_utils
-from fairseq.optim import FairseqOptimizer
+from fairseq.optim import AMPOptimizer, FairseqOptimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from omegaconf import II
@@ -33,6 +34,8 @@ from ..models.language_model import G2LSTMLanguageModel
 from ..optim.nt_asgd import find_nt_asgd
 from ..text_rows import RowBlocks, TokenStream, block_iterator, rows_within
 from .averaging import NonMonotonicTrigger
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -55,7 +58,8 @@ class G2LSTMLanguageModelingConfig(LanguageModelingConfig):
     cache_lambda: float = field(
         default=0.1, metadata={"help": "share of the cache in the probabilities, 0 to 1"}
     )
-    train_subset: str = II("dataset.train_subset")
+    update_freq: Any = II("optimization.update_freq")
+    sentence_avg: bool = II("optimization.sentence_avg")
 
 
 @register_task("g2lstm_language_modeling", dataclass=G2LSTMLanguageModelingConfig)
@@ -96,8 +100,8 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
                 f"the task g2lstm_language_modeling carries hidden state, which {type(model).__name__} cannot: "
                 "use --arch g2lstm_lm, or --task language_modeling"
             )
-        if self.cache.size > 0:
-            model.decoder.cache = self.cache
+        # the batches of an update may be given again
+        model.decoder.carried(training=True).kept_before = max(self.args.update_freq or [1])
         self._model = model
         return model
 
@@ -131,6 +135,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         data_buffer_size: int = 0,
         skip_remainder_batch: bool = False,
         context_window: int = 0,
+        update_epoch_batch_itr: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """fairseq's iterator over the blocks of a split in order; a dataset for inference gets the stock one.
@@ -139,6 +144,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
             dataset: of `load_dataset` or `build_dataset_for_inference`.
             max_sentences: rows of each shard. max_tokens: at most so many tokens in a block.
             context_window: tokens that each row reads before its own without being asked for them.
+            update_epoch_batch_itr: given by fairseq for the iterator of training alone.
 
         Raises:
             ValueError: neither number of rows is given, or the text is shorter than the rows.
@@ -158,7 +164,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
                 **kwargs,
             )
         block_length = self.args.tokens_per_sample
-        training = dataset is self.datasets.get(self.args.train_subset)
+        training = update_epoch_batch_itr is not None
         blocks = RowBlocks(
             dataset.tokens,
             rows_within(max_sentences, max_tokens, block_length),
@@ -191,6 +197,8 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
 
         With several rows each but the first starts without the text before it, or with `context_window` tokens of it.
         """
+        if self.cache.size > 0 and self._model is not None:
+            self._model.decoder.cache = self.cache
         return self.get_batch_iterator(
             dataset,
             max_sentences=batch_size or 1,
@@ -219,6 +227,19 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         parts = {"id": IdDataset(), "net_input": net_input, "target": target}
         return NestedDictionaryDataset(parts, sizes=[np.array(src_lengths)])
 
+    def inference_step(self, generator: Any, models: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        """fairseq's, for fairseq-interactive.
+
+        Raises:
+            ValueError: the sample is a block of a text, as fairseq-generate gives.
+        """
+        if "block" in sample["net_input"]:
+            raise ValueError(
+                "fairseq-generate has nothing to generate from in a text: score it with fairseq-eval-lm, or sample "
+                "from prefixes with fairseq-interactive"
+            )
+        return super().inference_step(generator, models, sample, *args, **kwargs)
+
     def train_step(
         self, sample: Any, model: Any, criterion: Any, optimizer: FairseqOptimizer, update_num: int, **kwargs: Any
     ) -> Any:
@@ -227,11 +248,18 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
             self._watch(optimizer)
         averager = find_nt_asgd(optimizer)
         if averager is not None:
-            if self._trigger.fired:
+            if self._trigger.fired and not averager.averaging:
+                logger.info(f"averaging the weights from update {update_num} on")
                 averager.start_averaging()
             self._use(averages=False)
+        if all(weight.grad is None for weight in model.parameters()):
+            self._length_ratios = []  # an update begins; the last one may have been left out
         self._length_ratios.append(sample.get("length_ratio", 1.0))
-        return super().train_step(sample, model, criterion, optimizer, update_num, **kwargs)
+        result = super().train_step(sample, model, criterion, optimizer, update_num, **kwargs)
+        if distributed_utils.get_data_parallel_world_size() > 1:
+            # now, because rank 0 alone asks for what a checkpoint keeps
+            self._ranks_state = self._state_of_ranks()
+        return result
 
     def optimizer_step(self, optimizer: FairseqOptimizer, model: Any, update_num: int) -> None:
         """fairseq's, with the learning rate scaled to the blocks' length where that is drawn."""
@@ -241,9 +269,6 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         optimizer.set_lr(lr * ratio)
         super().optimizer_step(optimizer, model, update_num)
         optimizer.set_lr(lr)
-        if distributed_utils.get_data_parallel_world_size() > 1:
-            # now, because rank 0 alone asks for what a checkpoint keeps
-            self._ranks_state = self._state_of_ranks()
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         """Validation is on the averages, where there are any."""
@@ -260,9 +285,15 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         first, self._first_valid_set = self._first_valid_set, False
         averager = None if self._optimizer is None else find_nt_asgd(self._optimizer)
         if averager is not None and first and self._train_iterator is not None and self._train_iterator.end_of_epoch():
-            self._trigger.see(float(stats.get("nll_loss", stats["loss"])), averager.cfg.asgd_nonmono)
+            meter = agg["nll_loss"] if "nll_loss" in agg else agg["loss"]
+            self._trigger.see(float(meter.avg), averager.cfg.asgd_nonmono)
 
     def _watch(self, optimizer: FairseqOptimizer) -> None:
+        if isinstance(optimizer, AMPOptimizer) and isinstance(optimizer.optimizer, torch.optim.SGD | torch.optim.ASGD):
+            raise ValueError(
+                "fairseq's --amp divides the gradients by the loss scale twice, which SGD does not forgive: "
+                "use --fp16, or an optimiser that takes gradients of any size, such as adam"
+            )
         self._optimizer = optimizer
         if find_nt_asgd(optimizer) is not None and self._model is not None:
             # a checkpoint without a validation before it shall hold the averages too
@@ -272,18 +303,17 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         averager = None if self._optimizer is None else find_nt_asgd(self._optimizer)
         if averager is None:
             return
-        if averages:
-            averager.use_averages()
-        else:
-            averager.use_raw()
+        changed = averager.use_averages() if averages else averager.use_raw()
         # under --fp16 the model is a copy of what the optimiser holds
         copy_to_model = getattr(self._optimizer, "_sync_fp32_params_to_fp16", None)
-        if copy_to_model is not None and averager.averaging:
+        if copy_to_model is not None and changed:
             copy_to_model()
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the task: the state carried in training, of all ranks, and the validations."""
-        state = self._ranks_state or self._state_of_ranks()
+        state = self._ranks_state
+        if state is None and distributed_utils.get_data_parallel_world_size() == 1:
+            state = self._state_of_ranks()
         carried = None if state is None else {**state.to_save(), "layout": self._layout()}
         return {type(self).__name__: {"carried": carried, "trigger": self._trigger.state_dict()}}
 
@@ -297,6 +327,9 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         rank = distributed_utils.get_data_parallel_rank() if world > 1 else 0
         if state["h"][0].size(0) % world != 0:
             return
+        if world > 1:
+            rows = torch.cat([*state["h"], *state["c"]], 1).chunk(world)
+            self._ranks_state = _RanksState(state["block"], [h.size(1) for h in state["h"]], list(rows))
         device = next(model.parameters()).device
         # copies: as views into all ranks' rows they would lie unaligned, and products differ in their last bits
         h, c = ([s.chunk(world)[rank].clone().to(device) for s in state[name]] for name in "hc")
@@ -349,4 +382,11 @@ def _check_options(args: Any, targets: list[str]) -> None:
     if str(args.shorten_method) != "none":
         raise ValueError("--shorten-method does not fit a text read in order: leave it out")
     if args.tokens_per_sample <= 0:
-        raise ValueError(f"--tokens-per-sample must be > 0, got {args.tokens_per_sample}")
+        raise ValueError(
+            f"--tokens-per-sample must be > 0, got {args.tokens_per_sample}: fairseq-eval-lm takes off --context-window"
+        )
+    if args.variable_tokens_per_sample and args.sentence_avg:
+        raise ValueError(
+            "--variable-tokens-per-sample scales the learning rate to a block's length, with --sentence-avg the "
+            "gradient grows with it already: leave one of them out"
+        )
