@@ -1,5 +1,5 @@
 # make quickstart   train, translate, score and draw, from nothing
-# make test         the whole test suite, with the kernels as they are in the tree
+# make test         the whole test suite in TEST_PROCESSES processes, with the kernels as they are in the tree
 # make lint         ruff and mypy
 # make bench        speed and memory beside the peers'; DATA=DATA_BIN and TEXT=DATA_BIN, of translation and of a language
 #                   model, and CHECKPOINT=STOCK.pt, to translate with, stand in for generated text and a model trained for it
@@ -10,6 +10,7 @@
 # Everything is installed into $(VENV) first. PYTHON names the interpreter, TORCH what pip installs as torch.
 
 VENV ?= .venv
+TEST_PROCESSES ?= 2
 TORCH ?= torch==2.13.0
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
@@ -29,7 +30,7 @@ quickstart-smoke: kernels
 test bench: export FAIRSEQ_G2LSTM_REQUIRE_KERNELS ?= 1
 test: kernels
 	@$(python) -c "import sys, torch; print('Python', sys.version.split()[0], 'torch', torch.__version__)"
-	$(python) -m pytest
+	$(python) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: $(installed)
 	$(python) -m ruff check .

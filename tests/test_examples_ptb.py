@@ -399,7 +399,7 @@ def test_tokens_that_were_left_out_are_told(evaluate, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--cache-size", "5", "--cache-lambda", "2"], "fairseq-eval-lm failed: --cache-lambda must be a probability"),
+        (["--cache-size", "5", "--cache-lambda", "2"], "fairseq-eval-lm failed: --cache-lambda must be >= 0 and < 1"),
         (["--gen-subset", "other"], r"holds no other\.bin and other\.idx"),
     ],
 )
