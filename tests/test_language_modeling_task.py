@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLUGIN, run_module, train_in_process
+from conftest import PLUGIN, ROOT, run_module, train_in_process
 from fairseq.data import data_utils
 from fairseq.optim.sgd import SGD
 from fairseq.sequence_scorer import SequenceScorer
@@ -352,3 +352,14 @@ def test_generate_is_refused_with_a_sentence(tiny_text: Path, trained: Path):
 def test_a_missing_split_is_named(tiny_text: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="dataset not found: odd"):
         train_lm(tiny_text, tmp_path, "--valid-subset", "odd", "--ignore-unused-valid-subsets")
+
+
+def test_hydra_trains_it_and_carries_the_state(tiny_text: Path, tmp_path: Path):
+    sizes = ["decoder_embed_dim=8", "decoder_out_embed_dim=8", "decoder_layers=1"]
+    options = ["--config-dir", ROOT / "examples" / "ptb" / "config", "--config-name", "small"]
+    options += [f"task.data={tiny_text}", f"checkpoint.save_dir={tmp_path}", "common.cpu=true"]
+    options += ["dataset.batch_size=4", "optimization.max_update=3", *(f"model.{size}" for size in sizes)]
+    done = run_module("fairseq_cli.hydra_train", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = read_checkpoint(tmp_path / "checkpoint_last.pt")
+    assert position(state)[2] == kept(state)["carried"]["block"] == 3
