@@ -2,6 +2,7 @@
 
     python -m fairseq_g2lstm.compress study CHECKPOINT [CHECKPOINT ...] --data DATA_BIN --out DIR
     python -m fairseq_g2lstm.compress pack CHECKPOINT PACKED --compression int:8 --gates all
+    python -m fairseq_g2lstm.compress search CHECKPOINT PACKED --data DATA_BIN --allowed 0.2
     python -m fairseq_g2lstm.compress export CHECKPOINT WEIGHTS.safetensors
 """
 
@@ -14,6 +15,7 @@ from ..settings import EVAL_MODES
 from .pack import Sizes, export_safetensors, pack, uniform_plan
 from .parts import GATES, MATRICES, Selection
 from .report import markdown, plot, write_csv
+from .search import CANDIDATES, search
 from .study import DEFAULTS, names, study
 from .transforms import parse
 
@@ -24,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_study(commands)
     _add_pack(commands)
+    _add_search(commands)
     _add_export(commands)
     options = parser.parse_args(arguments)
     try:
@@ -76,6 +79,51 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
         "--gate-eval-mode", choices=EVAL_MODES, help="gates in evaluation from now on (default: as they were)"
     )
     command.set_defaults(run=_pack)
+
+
+def _add_search(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "search",
+        help="write the smallest checkpoint that loses no more than is allowed",
+        description="Measures what each matrix bears, and writes the smallest packed checkpoint whose BLEU falls, or "
+        "perplexity rises, by no more than is allowed on a validation set. Called again, it goes on where it was.",
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of g2lstm or g2lstm_lm")
+    command.add_argument(
+        "packed", type=Path, metavar="PACKED", help="file to write; PACKED.json has what was measured"
+    )
+    command.add_argument("--data", required=True, type=Path, metavar="DATA_BIN", help="fairseq's data folder")
+    command.add_argument("--allowed", type=float, default=0.2, help="BLEU or perplexity (default: %(default)s)")
+    command.add_argument(
+        "--candidates", nargs="+", default=list(CANDIDATES), metavar="C", help="(default: %(default)s)"
+    )
+    _add_selection(command)
+    command.add_argument("--split", default="valid", help="(default: %(default)s)")
+    command.add_argument("--beam", type=int, default=5, help="(default: %(default)s)")
+    command.add_argument(
+        "--batch-size", type=int, default=128, help="sentences, or rows of a text (default: %(default)s)"
+    )
+    command.set_defaults(run=_search)
+
+
+def _search(options: argparse.Namespace) -> None:
+    selection = _selection(options)
+    found = search(
+        options.checkpoint,
+        options.data,
+        options.allowed,
+        options.packed.with_name(options.packed.name + ".json"),
+        options.candidates,
+        selection,
+        options.split,
+        options.beam,
+        options.batch_size,
+        report=lambda line: print(line, flush=True),
+    )
+    print(f"chosen, {found.metric} {found.value:.2f} of {found.own:.2f} on {options.split}:")
+    print("\n".join(found.reasons))
+    settings = {"allowed": options.allowed, "choice": {p.name: t.name for p, t in found.choice.items()}}
+    _print_sizes(pack(options.checkpoint, options.packed, found.choice, {**settings, **asdict(selection)}))
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:

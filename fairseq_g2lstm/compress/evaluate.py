@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,17 +70,28 @@ class Evaluator:
         Args:
             weights: what some names of the state dict shall hold meanwhile; the model is as before afterwards.
         """
-        own = self.weights
-        kept = {name: own[name].clone() for name in weights or {}}
-        try:
-            for name, weight in (weights or {}).items():
-                own[name].copy_(weight)
+        with self._with(weights or {}):
             start = time.perf_counter()
             if self._is_language_model:
-                return Score("perplexity", self._perplexity(), None, time.perf_counter() - start)
+                return Score("perplexity", math.exp(self._loss()), None, time.perf_counter() - start)
             hypotheses = self._translate()
             seconds = time.perf_counter() - start
             return Score("BLEU", bleu(hypotheses, self.references or []), hypotheses, seconds)
+
+    @torch.no_grad()
+    def loss(self, weights: Mapping[str, Tensor] | None = None) -> float:
+        """Mean negative log-likelihood of the split's targets, nats a token; `weights` as for `score`."""
+        with self._with(weights or {}):
+            return self._loss()
+
+    @contextmanager
+    def _with(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        own = self.weights
+        kept = {name: own[name].clone() for name in weights}
+        try:
+            for name, weight in weights.items():
+                own[name].copy_(weight)
+            yield
         finally:
             for name, weight in kept.items():
                 own[name].copy_(weight)
@@ -109,14 +121,14 @@ class Evaluator:
     def _string(self, tokens: Tensor, escape_unk: bool = False) -> str:
         return self._task.target_dictionary.string(tokens.int().cpu(), "@@ ", escape_unk=escape_unk)
 
-    def _perplexity(self) -> float:
+    def _loss(self) -> float:
         scorer = SequenceScorer(self._task.target_dictionary)
         total, count = 0.0, 0
-        for sample in self._batches():
+        for sample in self._batches(**({} if self._is_language_model else {"ignore_invalid_inputs": True})):
             for (hypothesis,) in scorer.generate([self.model], sample):
                 total += float(hypothesis["positional_scores"].double().sum())
                 count += len(hypothesis["tokens"])
-        return math.exp(-total / count)
+        return -total / count
 
 
 def bleu(hypotheses: list[str], references: list[str]) -> float:

@@ -143,7 +143,7 @@ def study(
                 kept = {**setting, **_evaluate(evaluator, transform, selection)}
                 if own is not None and kept["hypotheses"] is not None:
                     kept["p_value"] = p_value(own["hypotheses"], kept["hypotheses"], kept["references"])
-                _write(path, kept)
+                write_json(path, kept)
             own = own or kept
             change = kept["value"] - own["value"]
             numbers = {key: kept[key] for key in ("metric", "value", "part_bytes", "model_bytes", "seconds", "p_value")}
@@ -203,7 +203,8 @@ def _cell_path(out: Path, setting: Mapping[str, Any]) -> Path:
     return out / "cells" / f"{setting['compression'].replace(':', '-')}-{key}.json"
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file that is either complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

@@ -7,7 +7,7 @@ usual symmetric ones with a scale a row.
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ class Transform:
 
     name: str
     kind: str
-    _apply: Callable[[Tensor], Tensor]
-    _bits: Callable[[Tensor], float]
+    _apply: Callable[[Tensor], Tensor] = field(compare=False, repr=False)
+    _bits: Callable[[Tensor], float] = field(compare=False, repr=False)
     bits: int | None = None
     rank: int | None = None
 

@@ -1,0 +1,87 @@
+"""The search for the smallest packing, on a translation model of a tiny corpus and with made-up sensitivities."""
+
+import json
+
+import pytest
+import torch
+from test_compress_study import generated, translation  # noqa: F401  - a fixture
+
+from fairseq_g2lstm.checkpoints import read_checkpoint
+from fairseq_g2lstm.compress import Evaluator, Selection, parse
+from fairseq_g2lstm.compress.__main__ import main
+from fairseq_g2lstm.compress.evaluate import Score
+from fairseq_g2lstm.compress.search import search
+
+CANDIDATES = ["int:8", "int:4", "rank:1"]
+# how much a model suffers from each transform of each matrix, in BLEU and nats alike, made up
+PRICES = {"int:8": 0.01, "int:4": 0.1, "rank:1": 1.0}
+FRAGILE = "decoder.layers.0.weight_hh"
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Evaluation by a formula: each matrix costs its transform's price, one of them ten times as much."""
+    evaluated = []
+
+    def cost(evaluator: Evaluator, weights: dict[str, torch.Tensor]) -> float:
+        own, total = evaluator.weights, 0.0
+        for name, weight in weights.items():
+            half = len(weight) // 2
+            (used,) = [c for c in CANDIDATES if torch.equal(parse(c).apply(own[name][:half]), weight[:half])]
+            total += PRICES[used] * (10 if name == FRAGILE else 1)
+        evaluated.append(total)
+        return total
+
+    monkeypatch.setattr(Evaluator, "loss", lambda self, weights: 1 + cost(self, weights))
+    monkeypatch.setattr(Evaluator, "score", lambda self, weights: Score("BLEU", 40 - cost(self, weights), [], 0.0))
+    return evaluated
+
+
+@pytest.mark.parametrize(
+    ("allowed", "of_the_others", "of_the_fragile"),
+    [(0, "float32", "float32"), (0.2, "int:8", "int:8"), (0.65, "int:4", "int:8"), (100, "rank:1", "rank:1")],
+)
+def test_what_bears_more_is_packed_more(
+    tiny_data, translation, tmp_path, made_up, allowed, of_the_others, of_the_fragile  # noqa: F811
+):  # fmt: skip
+    found = search(translation, tiny_data, allowed, tmp_path / "work", CANDIDATES, report=lambda line: None)
+    parts = list(Selection().parts(read_checkpoint(translation)["model"]))
+    names = {part.name: found.choice[part].name if part in found.choice else "float32" for part in parts}
+    assert names.pop(FRAGILE) == of_the_fragile
+    assert set(names.values()) == {of_the_others}
+    assert found.own - found.value <= allowed and found.own == 40
+    assert len(found.reasons) == len(parts)
+
+
+def test_a_search_goes_on_where_it_was(tiny_data, translation, tmp_path, made_up):  # noqa: F811
+    first = search(translation, tiny_data, 0.5, tmp_path / "work", CANDIDATES, report=lambda line: None)
+    n_evaluated = len(made_up)
+    assert search(translation, tiny_data, 0.5, tmp_path / "work", CANDIDATES, report=lambda line: None) == first
+    assert len(made_up) == n_evaluated > 10
+    search(translation, tiny_data, 0.5, tmp_path / "work", CANDIDATES, split="test", report=lambda line: None)
+    assert len(made_up) > n_evaluated, "on other data all is measured anew"
+
+
+def test_the_command_packs_what_it_found(tiny_data, translation, tmp_path, capsys):  # noqa: F811
+    packed = tmp_path / "packed.pt"
+    arguments = ["search", str(translation), str(packed), "--data", str(tiny_data), "--allowed", "1000"]
+    assert main([*arguments, "--candidates", "int:8", "--split", "test"]) == 0
+    printed = capsys.readouterr().out
+    assert "chosen, BLEU" in printed and "LSTM layers:" in printed
+    kept = json.loads((tmp_path / "packed.pt.json").read_text())
+    parts = Selection().parts(read_checkpoint(translation)["model"])
+    everywhere = ", ".join(sorted(f"{part.name} int:8" for part in parts))
+    assert Evaluator(packed, tiny_data).score().value == pytest.approx(kept["scores"][everywhere])
+    assert len(generated(tiny_data, packed)) == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--allowed", "-1"], "--allowed must be >= 0, got -1.0"), (["--candidates", "round:1"], "is packed by int:8")],
+)
+def test_a_wrong_option_is_refused_with_a_sentence(
+    tiny_data, translation, tmp_path, capsys, arguments, message  # noqa: F811
+):  # fmt: skip
+    command = ["search", str(translation), str(tmp_path / "packed.pt"), "--data", str(tiny_data)]
+    assert main([*command, *arguments]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "packed.pt").exists()
