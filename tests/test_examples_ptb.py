@@ -76,7 +76,7 @@ def whole_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         endless, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while not (out / "small-gumbel-7" / "checkpoint_last.pt").exists():
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
@@ -86,7 +86,7 @@ def whole_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         first.kill()
     epochs = read_training(out / "small-gumbel-7" / "train.log").epochs
     arguments = run_command(corpus, out, "--arms", "gumbel", "stock", "--max-epoch", str(epochs + 2))
-    second = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    second = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert second.returncode == 0, second.stdout + second.stderr
     yield out, said, second.stdout + second.stderr
 
