@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .quantization import dequantize_rows, low_rank_factors, quantize_rows
+from .quantization import dequantize_rows, is_factored, low_rank_factors, quantize_rows
 
 VERSION = 1
 META = "packed.meta"
@@ -58,7 +58,7 @@ def pack_weights(
             raise ValueError(f"weights are packed in 8 or 4 bits, got {bits} for {name}")
         weight = weights[name]
         part = weight[:rows].detach().float()
-        if rank is not None and not (part.dim() == 2 and rank * sum(part.shape) < part.numel()):
+        if rank is not None and not is_factored(part.shape, rank):
             continue
         del packed[name]
         shapes[name] = {"shape": list(weight.shape), "rows": rows, "bits": bits, "rank": rank}

@@ -1,5 +1,8 @@
 """Matrices in less: rows in integers with a scale each, and products of two smaller matrices."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,3 +42,8 @@ def low_rank_factors(weights: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, v = torch.linalg.svd(weights.float(), full_matrices=False)
     root = s[:rank].sqrt()
     return u[:, :rank] * root, root[:, None] * v[:rank]
+
+
+def is_factored(shape: Sequence[int], rank: int) -> bool:
+    """Whether a low rank makes weights of this shape smaller; if not they stay as they are."""
+    return len(shape) == 2 and rank * sum(shape) < math.prod(shape)

@@ -10,7 +10,7 @@ from test_compress_study import generated, language_model, translation  # noqa: 
 from tiny_runs import load
 
 from fairseq_g2lstm.checkpoints import read_checkpoint, write_checkpoint
-from fairseq_g2lstm.compress import Evaluator, Selection, compressed, parse
+from fairseq_g2lstm.compress import Evaluator, Selection, compressed, parse, uniform_plan
 from fairseq_g2lstm.compress.__main__ import main
 from fairseq_g2lstm.packed import META, Packing, pack_weights, unpack_weights
 
@@ -87,14 +87,17 @@ def test_a_packed_models_translations_are_the_studys(tiny_data, translation, tmp
     options = ["--gates", "all", "--biases"]
     packed = packed_file(translation, tmp_path, "--compression", compression, *options)
     evaluator = Evaluator(translation, tiny_data)
-    changed = compressed(evaluator.weights, parse(compression), Selection("all", biases=True))
+    changed = compressed(
+        evaluator.weights, uniform_plan(evaluator.weights, parse(compression), Selection("all", biases=True))
+    )
     assert generated(tiny_data, packed) == evaluator.score(changed).hypotheses
 
 
 def test_a_packed_language_models_perplexity_is_the_studys(tiny_text, language_model, tmp_path):  # noqa: F811
     packed = packed_file(language_model, tmp_path, "--compression", "int:4")
     evaluator = Evaluator(language_model, tiny_text, batch_size=1)
-    expected = evaluator.score(compressed(evaluator.weights, parse("int:4"), Selection())).value
+    plan = uniform_plan(evaluator.weights, parse("int:4"), Selection())
+    expected = evaluator.score(compressed(evaluator.weights, plan)).value
     assert float(eval_lm(tiny_text, packed)["perplexity"]) == pytest.approx(expected, rel=1e-5)
 
 

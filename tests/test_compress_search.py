@@ -39,7 +39,13 @@ def made_up(monkeypatch):
 
 @pytest.mark.parametrize(
     ("allowed", "of_the_others", "of_the_fragile"),
-    [(0, "float32", "float32"), (0.2, "int:8", "int:8"), (0.65, "int:4", "int:8"), (100, "rank:1", "rank:1")],
+    [
+        (0, "float32", "float32"),
+        (0.01, None, "float32"),
+        (0.2, "int:8", "int:8"),
+        (0.65, "int:4", "int:8"),
+        (100, "rank:1", "rank:1"),
+    ],
 )
 def test_what_bears_more_is_packed_more(
     tiny_data, translation, tmp_path, made_up, allowed, of_the_others, of_the_fragile  # noqa: F811
@@ -48,8 +54,15 @@ def test_what_bears_more_is_packed_more(
     parts = list(Selection().parts(read_checkpoint(translation)["model"]))
     names = {part.name: found.choice[part].name if part in found.choice else "float32" for part in parts}
     assert names.pop(FRAGILE) == of_the_fragile
-    assert set(names.values()) == {of_the_others}
+    if of_the_others is None:  # one matrix alone
+        assert sorted(names.values()) == ["float32"] * (len(names) - 1) + ["int:8"]
+    else:
+        assert set(names.values()) == {of_the_others}
     assert found.own - found.value <= allowed and found.own == 40
+    weights = read_checkpoint(translation)["model"]
+    blocks = {part: weights[part.name][: part.rows] for part in parts}
+    expected = sum(found.choice.get(part, parse("float32")).bytes(block) for part, block in blocks.items())
+    assert found.bytes == (sum(4 * block.numel() for block in blocks.values()), expected)
     assert len(found.reasons) == len(parts)
 
 

@@ -11,7 +11,7 @@ from lm_runs import eval_lm, train_lm
 from tiny_runs import generation_config
 
 from fairseq_g2lstm.checkpoints import read_checkpoint
-from fairseq_g2lstm.compress import Evaluator, Selection, compressed, parse, study
+from fairseq_g2lstm.compress import Evaluator, Selection, compressed, parse, study, uniform_plan
 from fairseq_g2lstm.compress.__main__ import main
 
 COMPRESSIONS = ["round:0.5", "rank:2", "int:4"]
@@ -68,9 +68,9 @@ def test_a_compressed_models_score_is_that_of_a_checkpoint_with_its_weights(
 ):
     transform, selection = parse("round:0.5"), Selection()
     evaluator = Evaluator(translation, tiny_data)
-    found = evaluator.score(compressed(evaluator.weights, transform, selection))
+    found = evaluator.score(compressed(evaluator.weights, uniform_plan(evaluator.weights, transform, selection)))
     state = read_checkpoint(translation)
-    state["model"] |= compressed(state["model"], transform, selection)
+    state["model"] |= compressed(state["model"], uniform_plan(state["model"], transform, selection))
     torch.save(state, tmp_path / "rounded.pt")
     assert found.hypotheses == generated(tiny_data, tmp_path / "rounded.pt")
     assert evaluator.score().hypotheses == generated(tiny_data, translation), "the model is as it was"
@@ -78,7 +78,7 @@ def test_a_compressed_models_score_is_that_of_a_checkpoint_with_its_weights(
 
 def test_only_the_selected_rows_change(translation: Path):
     weights = read_checkpoint(translation)["model"]
-    changed = compressed(weights, parse("round:0.5"), Selection())
+    changed = compressed(weights, uniform_plan(weights, parse("round:0.5"), Selection()))
     assert changed and all(name.split(".")[-1].startswith("weight_") for name in changed)
     for name, weight in changed.items():
         half = len(weight) // 2

@@ -2,7 +2,8 @@
 
 from .evaluate import Evaluator, Score
 from .parts import Selection
-from .study import Cell, compressed, study
+from .plan import compressed, uniform_plan
+from .study import Cell, study
 from .transforms import Transform, parse
 
-__all__ = ["Cell", "Evaluator", "Score", "Selection", "Transform", "compressed", "parse", "study"]
+__all__ = ["Cell", "Evaluator", "Score", "Selection", "Transform", "compressed", "parse", "study", "uniform_plan"]

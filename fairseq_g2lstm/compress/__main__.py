@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..settings import EVAL_MODES
-from .pack import Sizes, export_safetensors, pack, uniform_plan
+from .pack import Sizes, export_safetensors, pack
 from .parts import GATES, MATRICES, Selection
+from .plan import uniform_plan
 from .report import markdown, plot, write_csv
 from .search import CANDIDATES, search
 from .study import DEFAULTS, names, study
@@ -45,7 +46,6 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
         "perplexity, and writes study.md, study.csv and study.png. Called again, it goes on where it was.",
     )
     command.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
-    command.add_argument("--data", required=True, type=Path, metavar="DATA_BIN", help="fairseq's data folder")
     command.add_argument("--out", required=True, type=Path, metavar="DIR")
     command.add_argument("--names", nargs="+", metavar="NAME", help="of the models (default: their folders)")
     command.add_argument(
@@ -56,11 +56,7 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
         help="round:STEP, clip:STEP:LIMIT, rank:K, int:BITS (default: %(default)s)",
     )
     _add_selection(command)
-    command.add_argument("--split", default="test", help="(default: %(default)s)")
-    command.add_argument("--beam", type=int, default=5, help="(default: %(default)s)")
-    command.add_argument(
-        "--batch-size", type=int, default=128, help="sentences, or rows of a text (default: %(default)s)"
-    )
+    _add_evaluation(command, split="test")
     command.set_defaults(run=_study)
 
 
@@ -92,17 +88,12 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "packed", type=Path, metavar="PACKED", help="file to write; PACKED.json has what was measured"
     )
-    command.add_argument("--data", required=True, type=Path, metavar="DATA_BIN", help="fairseq's data folder")
     command.add_argument("--allowed", type=float, default=0.2, help="BLEU or perplexity (default: %(default)s)")
     command.add_argument(
         "--candidates", nargs="+", default=list(CANDIDATES), metavar="C", help="(default: %(default)s)"
     )
     _add_selection(command)
-    command.add_argument("--split", default="valid", help="(default: %(default)s)")
-    command.add_argument("--beam", type=int, default=5, help="(default: %(default)s)")
-    command.add_argument(
-        "--batch-size", type=int, default=128, help="sentences, or rows of a text (default: %(default)s)"
-    )
+    _add_evaluation(command, split="valid")
     command.set_defaults(run=_search)
 
 
@@ -139,6 +130,15 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gates", choices=GATES, default="input-forget", help="(default: %(default)s)")
     command.add_argument("--matrices", nargs="+", choices=MATRICES, default=list(MATRICES), help="(default: both)")
     command.add_argument("--biases", action="store_true", help="compress the biases too")
+
+
+def _add_evaluation(command: argparse.ArgumentParser, split: str) -> None:
+    command.add_argument("--data", required=True, type=Path, metavar="DATA_BIN", help="fairseq's data folder")
+    command.add_argument("--split", default=split, help="(default: %(default)s)")
+    command.add_argument("--beam", type=int, default=5, help="(default: %(default)s)")
+    command.add_argument(
+        "--batch-size", type=int, default=128, help="sentences, or rows of a text (default: %(default)s)"
+    )
 
 
 def _selection(options: argparse.Namespace) -> Selection:

@@ -9,9 +9,9 @@ from torch import Tensor
 from ..checkpoints import State, read_checkpoint, write_checkpoint
 from ..loading import model_name
 from ..packed import META, Packing, pack_weights, unpack_weights
-from .parts import Part, Selection, recurrent_bytes
+from .parts import recurrent_bytes
+from .plan import Plan
 from .study import model_bytes
-from .transforms import Transform
 
 
 class Sizes(NamedTuple):
@@ -20,15 +20,6 @@ class Sizes(NamedTuple):
     recurrent: tuple[int, int]
     model: tuple[int, int]
     file: tuple[int, int]
-
-
-Plan = Mapping[Part, Transform]
-"""What is done to each part; `float32` leaves it."""
-
-
-def uniform_plan(weights: Mapping[str, Tensor], transform: Transform, selection: Selection) -> Plan:
-    """The same for every part of a selection."""
-    return dict.fromkeys(selection.parts(weights), transform)
 
 
 def pack(
@@ -43,8 +34,7 @@ def pack(
     Args:
         checkpoint: of `g2lstm` or `g2lstm_lm`.
         target: the file to write.
-        plan: what is done to each part, or a function of the weights that gives it: `int:8`, `int:4`, `rank:K` or
-            `float32`.
+        plan: what is done to each part, or a function of the weights that gives it: `int:8`, `int:4` or `rank:K`.
         settings: kept in the checkpoint, for people.
         eval_mode: the gates in evaluation from now on, such as "hard"; None leaves them.
 
@@ -79,10 +69,7 @@ def pack(
 
 def _packings(plan: Plan) -> Iterator[Packing]:
     for part, transform in plan.items():
-        if transform.name == "float32":
-            continue
-        if not (transform.rank is not None or transform.bits in (4, 8)):
-            raise ValueError(f"a checkpoint is packed by int:8, int:4 or rank:K, got {transform.name}")
+        transform.check_packable()
         yield Packing(part.name, part.rows, transform.bits, transform.rank)
 
 

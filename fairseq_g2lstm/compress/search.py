@@ -11,13 +11,11 @@ from torch import Tensor
 from ..checkpoints import read_checkpoint
 from .evaluate import Evaluator
 from .parts import Part, Selection
+from .plan import Plan, compressed, part_bytes, plan_bytes
 from .study import file_digest, write_json
 from .transforms import Transform, parse
 
 CANDIDATES = ("int:8", "int:4", "rank:64", "rank:32", "rank:16")
-
-Choice = dict[Part, Transform]
-
 
 @dataclass(frozen=True)
 class Found:
@@ -31,7 +29,7 @@ class Found:
         reasons: a sentence a part.
     """
 
-    choice: Choice
+    choice: Plan
     metric: str
     own: float
     value: float
@@ -77,22 +75,20 @@ def search(
         raise ValueError(f"--allowed must be >= 0, got {allowed}")
     transforms = [parse(name) for name in candidates]
     for transform in transforms:
-        if transform.bits not in (4, 8) and transform.rank is None:
-            raise ValueError(f"a checkpoint is packed by int:8, int:4 or rank:K, got {transform.name}")
+        transform.check_packable()
     measured = _Measured(checkpoint, data, work, selection or Selection(), split, beam, batch_size, report)
-    float32 = parse("float32")
     own_loss = measured.loss({})
     rises = {
         (part, transform.name): measured.loss({part: transform}) - own_loss
         for part in measured.parts
         for transform in transforms
-        if transform.bytes(measured.block(part)) < float32.bytes(measured.block(part))
+        if part_bytes(measured.weights, part, transform) < part_bytes(measured.weights, part)
     }
     path = _path(measured, transforms, rises)
     own = measured.score({})
     worse = -1 if measured.metric == "BLEU" else 1
 
-    def fits(choice: Choice) -> bool:
+    def fits(choice: Plan) -> bool:
         return worse * (measured.score(choice) - own) <= allowed
 
     first, last = 0, len(path) - 1  # the first, which changes nothing, fits
@@ -103,29 +99,30 @@ def search(
         else:
             last = middle - 1
     choice = path[first]
+    whole = {**dict.fromkeys(measured.parts, parse("float32")), **choice}
     reasons = [
-        f"{part.name}: {transform.name}, {measured.bytes({part: transform}):,} of "
-        f"{measured.bytes({part: float32}):,} bytes, alone "
+        f"{part.name}: {transform.name}, {part_bytes(measured.weights, part, transform):,} of "
+        f"{part_bytes(measured.weights, part):,} bytes, alone "
         f"{rises.get((part, transform.name), 0.0):+.4f} nats a token"
-        for part, transform in {**dict.fromkeys(measured.parts, float32), **choice}.items()
+        for part, transform in whole.items()
     ]
-    sizes = measured.bytes({}), measured.bytes(choice)
+    sizes = sum(part_bytes(measured.weights, part) for part in whole), plan_bytes(measured.weights, whole)
     return Found(choice, measured.metric, own, measured.score(choice), sizes, reasons)
 
 
 def _path(
     measured: "_Measured", transforms: Sequence[Transform], rises: Mapping[tuple[Part, str], float]
-) -> list[Choice]:
+) -> list[Plan]:
     """Packings from none to the smallest of every part, each a step from the one before it."""
-    path: list[Choice] = [{}]
+    path: list[Plan] = [{}]
     while True:
         now = path[-1]
         best: tuple[float, Part, Transform] | None = None
         for part in measured.parts:
             current = now.get(part, parse("float32"))
-            bytes_now = current.bytes(measured.block(part))
+            bytes_now = part_bytes(measured.weights, part, current)
             for transform in transforms:
-                saved = bytes_now - transform.bytes(measured.block(part))
+                saved = bytes_now - part_bytes(measured.weights, part, transform)
                 if saved <= 0:
                     continue
                 price = (rises[part, transform.name] - rises.get((part, current.name), 0.0)) / saved
@@ -152,8 +149,8 @@ class _Measured:
     ) -> None:
         self._evaluator: Evaluator | None = None
         self._make = lambda: Evaluator(checkpoint, data, split, beam, batch_size)
-        self._weights: dict[str, Tensor] = read_checkpoint(checkpoint)["model"]
-        self.parts = list(selection.parts(self._weights))
+        self.weights: dict[str, Tensor] = read_checkpoint(checkpoint)["model"]
+        self.parts = list(selection.parts(self.weights))
         if not self.parts:
             raise ValueError(f"{checkpoint} has no LSTM layers to pack: give a g2lstm or g2lstm_lm that is not packed")
         self._work, self._report = work, report
@@ -174,18 +171,10 @@ class _Measured:
     def metric(self) -> str:
         return str(self._kept["metric"])
 
-    def block(self, part: Part) -> Tensor:
-        return self._weights[part.name][: part.rows]
-
-    def bytes(self, choice: Choice) -> int:
-        """Of the parts of a choice; of none, of all parts as they are, and of a whole choice with those it leaves."""
-        parts = list(choice) if len(choice) == 1 else self.parts
-        return sum(choice.get(part, parse("float32")).bytes(self.block(part)) for part in parts)
-
-    def loss(self, choice: Choice) -> float:
+    def loss(self, choice: Plan) -> float:
         return self._value("losses", choice, lambda evaluator, weights: evaluator.loss(weights))
 
-    def score(self, choice: Choice) -> float:
+    def score(self, choice: Plan) -> float:
         def measure(evaluator: Evaluator, weights: dict[str, Tensor]) -> float:
             score = evaluator.score(weights)
             self._kept["metric"] = score.metric
@@ -193,21 +182,13 @@ class _Measured:
 
         return self._value("scores", choice, measure)
 
-    def _value(self, kind: str, choice: Choice, measure: Callable[[Evaluator, dict[str, Tensor]], float]) -> float:
+    def _value(self, kind: str, choice: Plan, measure: Callable[[Evaluator, dict[str, Tensor]], float]) -> float:
         key = ", ".join(f"{part.name} {transform.name}" for part, transform in sorted(choice.items())) or "float32"
         if key not in self._kept[kind]:
             self._evaluator = self._evaluator or self._make()
-            self._kept[kind][key] = measure(self._evaluator, self._changed(choice))
+            self._kept[kind][key] = measure(self._evaluator, compressed(self.weights, choice))
             write_json(self._work, self._kept)
         value = float(self._kept[kind][key])
         what = f"loss {value:.4f} nats a token" if kind == "losses" else f"{self.metric} {value:.2f}"
         self._report(f"{key}: {what}")
         return value
-
-    def _changed(self, choice: Choice) -> dict[str, Tensor]:
-        changed = {}
-        for part, transform in choice.items():
-            weight = self._weights[part.name].float().clone()
-            weight[: part.rows] = transform.apply(weight[: part.rows])
-            changed[part.name] = weight
-        return changed

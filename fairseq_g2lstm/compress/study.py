@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .evaluate import Evaluator, Score
 from .parts import Selection
+from .plan import compressed, part_bytes, plan_bytes, uniform_plan
 from .transforms import Transform, parse
 
 # Steps and ranks of the paper's kind, and rows in integers
@@ -58,30 +59,6 @@ class Cell:
             f"{self.model}, {self.compression}: {self.metric} {self.value:.2f} ({self.change:+.2f}{p}), "
             f"parts {self.part_bytes:,} bytes, {self.seconds:.1f} s"
         )
-
-
-def compressed(weights: Mapping[str, Tensor], transform: Transform, selection: Selection) -> dict[str, Tensor]:
-    """The weights that a compression changes, as the model would read them.
-
-    Args:
-        weights: the model's state dict.
-        transform: what is done to each part.
-        selection: which parts.
-
-    Returns:
-        By name, copies of the changed weights; rows outside the parts are as they were.
-    """
-    changed = {}
-    for part in selection.parts(weights):
-        weight = weights[part.name].clone()
-        weight[: part.rows] = transform.apply(weight[: part.rows]).to(weight.dtype)
-        changed[part.name] = weight
-    return changed
-
-
-def part_bytes(weights: Mapping[str, Tensor], transform: Transform, selection: Selection) -> int:
-    """Bytes of a model's parts, compressed."""
-    return sum(transform.bytes(weights[part.name][: part.rows]) for part in selection.parts(weights))
 
 
 def model_bytes(weights: Mapping[str, Tensor]) -> int:
@@ -154,9 +131,10 @@ def study(
 
 def _evaluate(evaluator: Evaluator, transform: Transform, selection: Selection) -> dict[str, Any]:
     weights = evaluator.weights
-    score: Score = evaluator.score(compressed(weights, transform, selection))
-    own = part_bytes(weights, parse("float32"), selection)
-    parts = part_bytes(weights, transform, selection)
+    plan = uniform_plan(weights, transform, selection)
+    score: Score = evaluator.score(compressed(weights, plan))
+    own = sum(part_bytes(weights, part) for part in plan)
+    parts = plan_bytes(weights, plan)
     return {
         "compression": transform.name,
         "metric": score.metric,

@@ -6,13 +6,13 @@ usual symmetric ones with a scale a row.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..quantization import dequantize_rows, low_rank_factors, quantize_rows
+from ..quantization import dequantize_rows, is_factored, low_rank_factors, quantize_rows
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Transform:
     def apply(self, weights: Tensor) -> Tensor:
         """The weights (R, C) or (R,) as the compressed ones would be read, in float32; low rank leaves biases."""
         return self._apply(weights.float())
+
+    def check_packable(self) -> None:
+        """Raises ValueError where a checkpoint cannot store it."""
+        if self.rank is None and self.bits not in (4, 8):
+            raise ValueError(f"a checkpoint is packed by int:8, int:4 or rank:K, got {self.name}")
 
     def bytes(self, weights: Tensor) -> int:
         """Bytes that they take stored, scales included."""
@@ -100,11 +105,6 @@ def _low_rank(weights: Tensor, rank: int) -> Tensor:
         return weights
     left, right = low_rank_factors(weights, rank)
     return left @ right
-
-
-def is_factored(shape: Sequence[int], rank: int) -> bool:
-    """Whether a low rank makes weights of this shape smaller; if not they stay as they are."""
-    return len(shape) == 2 and rank * sum(shape) < math.prod(shape)
 
 
 def _low_rank_bits(weights: Tensor, rank: int) -> float:
