@@ -263,8 +263,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
 
     def optimizer_step(self, optimizer: FairseqOptimizer, model: Any, update_num: int) -> None:
         """fairseq's, with the learning rate scaled to the blocks' length where that is drawn."""
-        ratio = sum(self._length_ratios) / max(len(self._length_ratios), 1)
-        self._length_ratios = []
+        ratio = sum(self._length_ratios) / len(self._length_ratios)
         lr = optimizer.get_lr()
         optimizer.set_lr(lr * ratio)
         super().optimizer_step(optimizer, model, update_num)
