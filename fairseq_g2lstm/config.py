@@ -10,6 +10,8 @@ from omegaconf import DictConfig
 
 from .settings import EVAL_MODES, GATE_TYPES, SHARINGS, GateSettings, check_probability, check_temperature
 
+PACKED_WEIGHTS = ("unpack", "keep")
+
 # Options whose default depends on the architecture are None until `resolve` fills them in. The gates' options
 # start with gate_ because fairseq keeps flat names: a model option called temperature would also set the
 # temperature of the saved generation options.
@@ -17,7 +19,7 @@ from .settings import EVAL_MODES, GATE_TYPES, SHARINGS, GateSettings, check_prob
 
 @dataclass
 class GateConfig(FairseqDataclass):
-    """Options of the gates, the same for every model."""
+    """Options of the gates and of packed weights, the same for every model."""
 
     gate_type: ChoiceEnum(list(GATE_TYPES)) = field(  # type: ignore[valid-type]
         default="gumbel",
@@ -42,6 +44,13 @@ class GateConfig(FairseqDataclass):
         metadata={
             "help": "gates in evaluation: soft sigmoid(a), tempered sigmoid(a / tau), hard a >= 0, "
             "auto: tempered for sharpened, soft for the others"
+        },
+    )
+    packed_weights: ChoiceEnum(list(PACKED_WEIGHTS)) = field(  # type: ignore[valid-type]
+        default="unpack",
+        metadata={
+            "help": "weights of a packed checkpoint in memory: unpack (to float32) or keep (as they are stored, for "
+            "evaluation alone)"
         },
     )
 
@@ -274,8 +283,12 @@ def adaptive_softmax_cutoffs(options: Namespace) -> list[int] | None:
 def _check_common(options: Namespace) -> None:
     check_temperature("--gate-temperature", options.gate_temperature)
     check_probability("--gate-noise-prob", options.gate_noise_prob)
-    for name in ("gate_type", "gate_noise_sharing", "gate_eval_mode"):
-        choices = {"gate_type": GATE_TYPES, "gate_noise_sharing": SHARINGS}.get(name, EVAL_MODES)
+    for name, choices in (
+        ("gate_type", GATE_TYPES),
+        ("gate_noise_sharing", SHARINGS),
+        ("gate_eval_mode", EVAL_MODES),
+        ("packed_weights", PACKED_WEIGHTS),
+    ):
         if str(getattr(options, name)) not in choices:
             raise ValueError(
                 f"{flag(name)} must be one of {', '.join(choices)}, got {getattr(options, name)!r}"

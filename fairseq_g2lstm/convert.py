@@ -18,7 +18,7 @@ import torch
 
 from . import config_lm
 from .checkpoints import State, read_checkpoint, write_checkpoint
-from .config import TRANSLATION, OptionTables, gate_settings, resolve
+from .config import TRANSLATION, GateConfig, OptionTables, gate_settings, resolve
 from .models.common import MAX_POSITIONS
 from .models.gated import GateValues
 from .packed import unpack_weights
@@ -113,8 +113,8 @@ def to_lstm(state: State) -> State:
         for key, weight in weights.items():
             if key.startswith(("encoder.lstm.", "decoder.layers.")):
                 weights[key] = _fold_temperature(weight, mode.temperature)
-    options = {f.name: getattr(resolved, f.name) for f in fields(tables.config)}
-    options = {key: value for key, value in options.items() if not key.startswith("gate_")}
+    own = {f.name for f in fields(GateConfig)}
+    options = {f.name: getattr(resolved, f.name) for f in fields(tables.config) if f.name not in own - {"_name"}}
     criterion = dict(state["cfg"].get("criterion") or {})
     options["criterion"] = criterion.get("_name")
     options["adaptive_softmax_cutoff"] = options["adaptive_softmax_cutoff"] or "10000,50000,200000"

@@ -114,6 +114,38 @@ def _(x, h, c, feed, w_ih, w_hh, bias, keys, *_args):
     return feed.new_empty(feed.shape), h.new_empty(h.shape), c.new_empty(c.shape), attention
 
 
+@torch.library.register_fake("g2lstm::packed_linear")
+def _(x, weights, layout, bias):
+    _check_devices(x, *weights, bias, seed=None)
+    return x.new_empty((*x.shape[:-1], _packed_rows(weights, layout)))
+
+
+@torch.library.register_fake("g2lstm::packed_layer")
+def _(x, h_0, c_0, weights, layout, bias, lengths, reverse, temperature, hard, need_gates):
+    _check_devices(x, h_0, c_0, *weights, bias, seed=None)
+    n_steps, n_rows, h_size = x.size(0), x.size(1), h_0.size(1)
+    z = x.new_empty((n_steps if need_gates else 0, n_rows, 2 * h_size), dtype=state_dtype(x))
+    return x.new_empty((n_steps, n_rows, h_size)), h_0.new_empty(h_0.shape), h_0.new_empty(h_0.shape), z
+
+
+@torch.library.register_fake("g2lstm::packed_decoder_step")
+def _(x, h, c, feed, weights, layout, bias, keys, *_args):
+    attention = x.new_empty((x.size(0), 0 if keys is None else keys.size(1)))
+    return feed.new_empty(feed.shape), h.new_empty(h.shape), c.new_empty(c.shape), attention
+
+
+def _packed_rows(weights: list[Tensor], layout: list[int]) -> int:
+    """Rows of the first matrix of packed weights."""
+    rows, tensors = 0, iter(weights)
+    for n_factors in layout[1 : 1 + layout[0]]:
+        for _ in range(n_factors):
+            factor = next(tensors)
+            if factor.dtype == torch.int8:
+                next(tensors)  # its scales
+        rows += factor.size(0)
+    return rows
+
+
 @torch.library.register_fake("g2lstm::dropout")
 def _(x, seed, p):
     _check_devices(x, seed=seed)

@@ -4,14 +4,14 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import ops
+from .packed.matrix import weight_of
 from .philox import draw_seed
 from .settings import GateSettings
 
@@ -59,8 +59,8 @@ class _Gated(nn.Module):
         """Raises ValueError where a module cannot do what is asked; `G2LSTM` can do all."""
 
     def _check_dtype(self, x: Tensor) -> None:
-        weight = next(self.parameters())  # not by its name, which may compute it anew
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        weight = next(self.parameters(), None)  # not by its name, which may compute it anew
+        if weight is not None and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
                 f"input has dtype {x.dtype} and the weights have {weight.dtype}: convert one to the other's, "
                 "or run under torch.autocast"
@@ -179,16 +179,16 @@ class G2LSTM(_Gated):
     def all_weights(self) -> list[list[Tensor]]:
         """For each layer and direction its weights, as torch.nn.LSTM's attribute of this name."""
         return [
-            [w for w in self.weights(layer, reverse) if w is not None]
+            [w for w in self.weights(layer, reverse) if isinstance(w, Tensor)]
             for layer in range(self.num_layers)
             for reverse in (False, True)[: 2 if self.bidirectional else 1]
         ]
 
     def weights(self, layer: int, reverse: bool) -> ops.CellWeights:
         """The weights of one layer and direction as the operators take them; without biases these are None."""
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        w_ih, w_hh, b_ih, b_hh = (getattr(self, name + _suffix(layer, reverse), None) for name in names)
-        return ops.CellWeights(cast(Tensor, w_ih), cast(Tensor, w_hh), b_ih, b_hh)
+        suffix = _suffix(layer, reverse)
+        w_ih, w_hh = (weight_of(self, name + suffix) for name in ("weight_ih", "weight_hh"))
+        return ops.CellWeights(w_ih, w_hh, *(getattr(self, name + suffix, None) for name in ("bias_ih", "bias_hh")))
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -405,7 +405,7 @@ class G2LSTMCell(_Gated):
 
     def weights(self) -> ops.CellWeights:
         """The weights as the operators take them; without biases these are None."""
-        return ops.CellWeights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return ops.CellWeights(weight_of(self, "weight_ih"), weight_of(self, "weight_hh"), self.bias_ih, self.bias_hh)
 
     def forward(
         self,
@@ -451,7 +451,8 @@ class G2LSTMCell(_Gated):
         mode = self.gate_settings.mode(self.training)
         if self.training and seed is None:
             seed = draw_seed()
-        a = F.linear(x, self.weight_ih, self.bias_ih) + F.linear(h, self.weight_hh, self.bias_hh)
+        w_ih, w_hh, b_ih, b_hh = self.weights()
+        a = ops.linear(x, w_ih, b_ih) + ops.linear(h, w_hh, b_hh)
         c_dtype = c.dtype
         c = c.to(torch.float64 if a.dtype == torch.float64 else torch.float32)
         if seed is not None:

@@ -12,10 +12,11 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from .reference import AttentionMemory, CellWeights, DecoderOutput
+from .reference import AttentionMemory, CellWeights, DecoderOutput, Factor, PackedWeight, unpacked
 from .settings import GateMode
 
 _built_for = import_module("fairseq_g2lstm._kernels").TORCH_VERSION  # the import registers the operators
@@ -47,8 +48,8 @@ def lstm_layer(
     x: Tensor,
     h_0: Tensor,
     c_0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
+    w_ih: Tensor | PackedWeight,
+    w_hh: Tensor | PackedWeight,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -61,6 +62,14 @@ def lstm_layer(
     need_gates: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """One layer and direction over whole sequences; see `reference.lstm_layer`."""
+    if isinstance(w_ih, PackedWeight) or isinstance(w_hh, PackedWeight):
+        if x.device.type == "cpu" and mode.noise_prob == 0:
+            weights, layout = _flat(w_ih, w_hh)
+            bias = None if b_ih is None or b_hh is None else b_ih + b_hh
+            options = reverse, mode.temperature, mode.hard, need_gates
+            outputs, h_n, c_n, z = _ops.packed_layer(x, h_0, c_0, weights, layout, bias, lengths, *options)
+            return outputs, h_n, c_n, z if need_gates else None
+        w_ih, w_hh = unpacked(w_ih, x.dtype), unpacked(w_hh, x.dtype)
     stream = 2 * layer + int(reverse)
     outputs, h_n, c_n, z, _, _ = _ops.layer(
         x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, lengths, seed, rows, stream, *mode, need_gates
@@ -92,8 +101,8 @@ def decoder(
         h_0,
         c_0,
         feed_0,
-        [cell.w_ih for cell in cells],
-        [cell.w_hh for cell in cells],
+        [unpacked(cell.w_ih, x.dtype) for cell in cells],
+        [unpacked(cell.w_hh, x.dtype) for cell in cells],
         biases,
         source,
         source_padding,
@@ -123,13 +132,34 @@ def decoder_step(
     """One step of beam search; see `reference.decoder_step`, which computes it where gradients are enabled."""
     if mode.noise_prob > 0 or torch.is_grad_enabled():
         return reference.decoder_step(x, h, c, feed, cells, memory, source_rows, w_out, mode=mode)
-    w_ih, w_hh = [cell.w_ih for cell in cells], [cell.w_hh for cell in cells]
     biases = [cell.bias for cell in cells if cell.bias is not None]
     keys, values, padding = (None, None, None) if memory is None else memory
-    out, h, c, attention = _ops.decoder_step(
-        x, h, c, feed, w_ih, w_hh, biases, keys, values, padding, source_rows, w_out, mode.temperature, mode.hard
-    )
+    rest = biases, keys, values, padding, source_rows, w_out, mode.temperature, mode.hard
+    matrices = [w for cell in cells for w in (cell.w_ih, cell.w_hh)]
+    if x.device.type == "cpu" and any(isinstance(w, PackedWeight) for w in matrices):
+        out, h, c, attention = _ops.packed_decoder_step(x, h, c, feed, *_flat(*matrices), *rest)
+    else:
+        plain = [unpacked(w, x.dtype) for w in matrices]
+        out, h, c, attention = _ops.decoder_step(x, h, c, feed, plain[::2], plain[1::2], *rest)
     return out, h, c, None if memory is None else attention
+
+
+def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """A product with packed weights; see `reference.linear`. On other devices than the CPU they are unpacked."""
+    if x.device.type != "cpu":
+        return F.linear(x, weight.unpacked(x.dtype), bias)
+    return _ops.packed_linear(x, *_flat(weight), bias)
+
+
+def integer_products_are_exact() -> bool:
+    """Whether this processor multiplies int8 matrices exactly; where not, sums of products overflow."""
+    return _ops.integer_products_are_exact()
+
+
+def _flat(*weights: Tensor | PackedWeight) -> tuple[list[Tensor], list[int]]:
+    """Tensors and layout as the operators take them, of plain matrices as of one factor."""
+    packed = [w if isinstance(w, PackedWeight) else PackedWeight(((Factor(w),),)) for w in weights]
+    return [t for w in packed for t in w.tensors()], [n for w in packed for n in w.layout()]
 
 
 def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -263,12 +293,13 @@ def _no_second_derivative(ctx: Any, *_grads: Tensor | None) -> None:
 
 def _no_gradient(ctx: Any, *_grads: Tensor | None) -> None:
     raise NotImplementedError(
-        "g2lstm::decoder_step has no gradients: call it under torch.no_grad(), or fairseq_g2lstm.ops.decoder_step, "
-        "which takes plain PyTorch where they are needed"
+        "g2lstm::decoder_step has no gradients, nor have the operators of packed weights: call them under "
+        "torch.no_grad(), or fairseq_g2lstm.ops.decoder_step, which takes plain PyTorch where they are needed"
     )
 
 
-torch.library.register_autograd("g2lstm::decoder_step", _no_gradient)
+for _name in ("decoder_step", "packed_linear", "packed_layer", "packed_decoder_step"):
+    torch.library.register_autograd(f"g2lstm::{_name}", _no_gradient)
 for _name, _setup, _backward in (
     ("step", _setup_step, _backward_step),
     ("layer", _setup_layer, _backward_layer),

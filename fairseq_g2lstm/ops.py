@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import reference
 from .philox import draw_seed
-from .reference import AttentionMemory, CellWeights, DecoderOutput, attention_memory
+from .reference import AttentionMemory, CellWeights, DecoderOutput, PackedWeight, attention_memory
 from .settings import GateMode
 
 __all__ = [
@@ -25,12 +25,15 @@ __all__ = [
     "CellWeights",
     "DecoderOutput",
     "GateMode",
+    "PackedWeight",
     "attention_memory",
     "cross_entropy",
     "decoder",
     "decoder_step",
     "dropout",
+    "integer_products",
     "kernels_error",
+    "linear",
     "lstm_layer",
     "lstm_step",
     "use_reference",
@@ -111,6 +114,20 @@ def decoder(x: Tensor, *args: Any, **options: Any) -> DecoderOutput:
 def decoder_step(x: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """One step of beam search; see `reference.decoder_step`."""
     return _backend("decoder_step", x.device)(x, *args, **options)
+
+
+def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """A product with weights that may be packed; see `reference.linear`."""
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight, bias)
+    if _compiled is None or _reference_wanted:
+        return reference.linear(x, weight, bias)
+    return _compiled.packed_linear(x, weight, bias)
+
+
+def integer_products() -> bool:
+    """Whether products with integer weights are worth it here: kernels are there, and the processor's are exact."""
+    return _compiled is not None and _compiled.integer_products_are_exact()
 
 
 def dropout(x: Tensor, p: float) -> Tensor:

@@ -49,6 +49,33 @@ def test_factors_come_back_as_the_study_has_them_and_what_gains_nothing_stays():
     assert torch.equal(pack_weights(weights(), [Packing(NAME, 12, rank=5)])[NAME], weights()[NAME])
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [12, 7])
+def test_factors_in_integers_come_back_as_the_study_has_them(bits: int, rows: int):
+    state = pack_weights(weights(), [Packing(NAME, rows, bits, rank=2), Packing(BIAS, rows, bits, rank=2)])
+    assert state[f"packed.{NAME}.left_scales"].shape == (rows,) and state[f"packed.{NAME}.left"].dtype != torch.float32
+    unpack_weights(state)
+    for name, weight in weights().items():
+        assert torch.equal(state[name][:rows], parse(f"rank:2+int:{bits}").apply(weight[:rows]))
+        assert torch.equal(state[name][rows:], weight[rows:])
+
+
+def test_the_first_version_of_the_format_is_read():
+    state = pack_weights(weights(), [Packing(NAME, 6, 8), Packing(BIAS, 6, 4)])
+    expected = dict(state)
+    unpack_weights(expected)
+    text = bytes(state[META].tolist()).replace(b'"version": 2', b'"version": 1')
+    state[META] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    unpack_weights(state)
+    assert all(torch.equal(state[name], expected[name]) for name in weights())
+
+
+def test_tied_weights_are_stored_once():
+    weight = weights()[NAME]
+    state = pack_weights({"a": weight, "b": weight}, [Packing("a", 12, 8), Packing("b", 12, 8)])
+    assert state["packed.a.q"] is state["packed.b.q"]
+
+
 def test_weights_that_are_not_packed_are_left_alone():
     state = weights()
     unpack_weights(state)
@@ -73,28 +100,27 @@ def test_a_missing_weight_is_refused_with_a_sentence():
 
 def test_a_later_version_and_a_damaged_description_are_refused_with_a_sentence():
     state = pack_weights(weights(), [Packing(NAME, 6, 8)])
-    text = bytes(state[META].tolist()).replace(b'"version": 1', b'"version": 2')
+    text = bytes(state[META].tolist()).replace(b'"version": 2', b'"version": 3')
     state[META] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    with pytest.raises(ValueError, match="packed in version 2 of the format, this is for 1: install a later"):
+    with pytest.raises(ValueError, match="packed in version 3 of the format, this is for 2: install a later"):
         unpack_weights(state)
     state[META] = state[META][:-5]
     with pytest.raises(ValueError, match="its description cannot be read"):
         unpack_weights(state)
 
 
-@pytest.mark.parametrize("compression", ["int:8", "int:4", "rank:2"])
-def test_a_packed_models_translations_are_the_studys(tiny_data, translation, tmp_path, compression):  # noqa: F811
-    options = ["--gates", "all", "--biases"]
+@pytest.mark.parametrize("compression", ["int:8", "int:4", "rank:2", "rank:2+int:8"])
+def test_an_unpacked_models_translations_are_the_studys(tiny_data, translation, tmp_path, compression):  # noqa: F811
+    options = ["--gates", "all", "--biases", "--others", "output", "--packed-weights", "unpack"]
     packed = packed_file(translation, tmp_path, "--compression", compression, *options)
     evaluator = Evaluator(translation, tiny_data)
-    changed = compressed(
-        evaluator.weights, uniform_plan(evaluator.weights, parse(compression), Selection("all", biases=True))
-    )
+    selection = Selection("all", biases=True, others=("output",))
+    changed = compressed(evaluator.weights, uniform_plan(evaluator.weights, parse(compression), selection))
     assert generated(tiny_data, packed) == evaluator.score(changed).hypotheses
 
 
-def test_a_packed_language_models_perplexity_is_the_studys(tiny_text, language_model, tmp_path):  # noqa: F811
-    packed = packed_file(language_model, tmp_path, "--compression", "int:4")
+def test_an_unpacked_language_models_perplexity_is_the_studys(tiny_text, language_model, tmp_path):  # noqa: F811
+    packed = packed_file(language_model, tmp_path, "--compression", "int:4", "--packed-weights", "unpack")
     evaluator = Evaluator(language_model, tiny_text, batch_size=1)
     plan = uniform_plan(evaluator.weights, parse("int:4"), Selection())
     expected = evaluator.score(compressed(evaluator.weights, plan)).value
@@ -129,7 +155,7 @@ def test_fairseq_generate_reads_it_in_a_fresh_process_and_refuses_a_damaged_one(
 def test_a_packed_checkpoint_trains_on_and_converts(tiny_data, translation, tmp_path):  # noqa: F811
     from conftest import train_in_process, train_options
 
-    packed = packed_file(translation, tmp_path)
+    packed = packed_file(translation, tmp_path, "--packed-weights", "unpack")
     options = ["--finetune-from-model", packed, "--max-update", 2, "--encoder-bidirectional"]
     train_in_process(train_options(tiny_data, tmp_path / "more", "g2lstm", *options))
     weights = read_checkpoint(tmp_path / "more" / "checkpoint_last.pt")["model"]
@@ -143,8 +169,8 @@ def test_a_packed_checkpoint_trains_on_and_converts(tiny_data, translation, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--compression", "round:0.5"], "a checkpoint is packed by int:8, int:4 or rank:K, got round:0.5"),
-        (["--compression", "int:6"], "a checkpoint is packed by int:8, int:4 or rank:K, got int:6"),
+        (["--compression", "round:0.5"], "packed by int:8, int:4, rank:K or rank:K+int:8, got round:0.5"),
+        (["--compression", "int:6"], "packed by int:8, int:4, rank:K or rank:K+int:8, got int:6"),
     ],
 )
 def test_what_cannot_be_packed_is_said(translation, tmp_path, capsys, arguments, message):  # noqa: F811
@@ -163,6 +189,6 @@ def test_weights_leave_as_safetensors(translation, tmp_path):  # noqa: F811
     packed = packed_file(translation, tmp_path)
     assert main(["export", str(packed), str(tmp_path / "weights.safetensors")]) == 0
     found = safetensors.load_file(tmp_path / "weights.safetensors")
-    expected = load(packed)[0].state_dict()
+    expected = load(packed, packed_weights="unpack")[0].state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())

@@ -64,6 +64,8 @@ def test_rows_of_zeros_stay_zeros():
         ("int:4", 6 * 10 // 2 + 4 * 6),
         ("rank:2", 4 * 2 * (6 + 10)),
         ("rank:9", 4 * 6 * 10),
+        ("rank:2+int:8", 2 * (6 + 10) + 4 * (6 + 2)),
+        ("rank:9+int:4", 6 * 10 // 2 + 4 * 6),
         # levels -2 to 2 in steps of 0.5: 9 of them, 4 bits each, and step and offset
         ("round:0.5", 6 * 10 // 2 + 8),
         ("clip:0.5:0.5", math.ceil(6 * 10 * 2 / 8) + 8),
@@ -85,7 +87,10 @@ def test_stored_bytes_are_counted(name: str, expected: int):
         ("rank:0", "must be an integer, at least 1"),
         ("rank:1.5", "must be an integer, at least 1"),
         ("int:9", "must be an integer, 2 to 8"),
-        ("float16", "must be float32, round:STEP, clip:STEP:LIMIT, rank:K or int:BITS, got 'float16'"),
+        ("float16", "must be float32, round:STEP, clip:STEP:LIMIT, rank:K, int:BITS or .*, got 'float16'"),
+        ("rank:0+int:8", "must be an integer, at least 1"),
+        ("rank:2+int:9", "must be an integer, 2 to 8"),
+        ("int:8+rank:2", "got 'int:8.rank:2'"),
     ],
 )
 def test_a_wrong_name_is_refused_with_a_sentence(name: str, message: str):
@@ -114,17 +119,26 @@ WEIGHTS = {
         ),
         (Selection("all", ("ih",), True), {"encoder.lstm.weight_ih_l0": 12, "decoder.layers.0.bias_ih": 12}),
         (
+            Selection("all", ("ih",), others=("embeddings", "output", "projections")),
+            {
+                "encoder.embed_tokens.weight": 9,
+                "encoder.lstm.weight_ih_l0": 12,
+                "decoder.attention.input_proj.weight": 3,
+                "decoder.fc_out.weight": 9,
+            },
+        ),
+        (
             Selection(matrices=("hh",), biases=True),
             {"encoder.lstm.weight_hh_l0_reverse": 6, "encoder.lstm.bias_hh_l0": 6, "decoder.layers.10.weight_hh": 6},
         ),
     ],
 )
-def test_a_selection_names_rows_of_lstm_layers_alone(selection: Selection, expected: dict[str, int]):
+def test_a_selection_names_rows_of_layers_and_what_is_asked_for(selection: Selection, expected: dict[str, int]):
     weights = {name: torch.zeros(shape) for name, shape in WEIGHTS.items()}
     assert {part.name: part.rows for part in selection.parts(weights)} == expected
 
 
-@pytest.mark.parametrize("options", [{"gates": "output"}, {"matrices": ()}, {"matrices": ("xx",)}])
+@pytest.mark.parametrize("options", [{"gates": "output"}, {"matrices": ()}, {"matrices": ("xx",)}, {"others": ("x",)}])
 def test_a_wrong_selection_is_refused_with_a_sentence(options: dict):
     with pytest.raises(ValueError, match="must be"):
         Selection(**options)

@@ -11,9 +11,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from ..config import PACKED_WEIGHTS
 from ..settings import EVAL_MODES
 from .pack import Sizes, export_safetensors, pack
-from .parts import GATES, MATRICES, Selection
+from .parts import GATES, MATRICES, OTHERS, Selection
 from .plan import uniform_plan
 from .report import markdown, plot, write_csv
 from .search import CANDIDATES, search
@@ -53,7 +54,7 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         default=list(DEFAULTS),
         metavar="C",
-        help="round:STEP, clip:STEP:LIMIT, rank:K, int:BITS (default: %(default)s)",
+        help="round:STEP, clip:STEP:LIMIT, rank:K, int:BITS, rank:K+int:BITS (default: %(default)s)",
     )
     _add_selection(command)
     _add_evaluation(command, split="test")
@@ -64,16 +65,19 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "pack",
         help="write a smaller checkpoint",
-        description="Writes a checkpoint whose weights are stored in integers or as factors. fairseq-generate and "
-        "fairseq-eval-lm load it with --user-dir alone; it computes what the study computes at the same setting.",
+        description="Writes a checkpoint whose weights are stored in integers, as factors or both. fairseq-generate "
+        "and fairseq-eval-lm load it with --user-dir alone.",
     )
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of g2lstm or g2lstm_lm")
     command.add_argument("packed", type=Path, metavar="PACKED", help="file to write")
-    command.add_argument("--compression", default="int:8", metavar="C", help="int:8, int:4 or rank:K (default: int:8)")
+    command.add_argument(
+        "--compression", default="int:8", metavar="C", help="int:8, int:4, rank:K or rank:K+int:8 (default: int:8)"
+    )
     _add_selection(command)
     command.add_argument(
         "--gate-eval-mode", choices=EVAL_MODES, help="gates in evaluation from now on (default: as they were)"
     )
+    _add_in_memory(command)
     command.set_defaults(run=_pack)
 
 
@@ -93,6 +97,7 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
         "--candidates", nargs="+", default=list(CANDIDATES), metavar="C", help="(default: %(default)s)"
     )
     _add_selection(command)
+    _add_in_memory(command)
     _add_evaluation(command, split="valid")
     command.set_defaults(run=_search)
 
@@ -114,7 +119,10 @@ def _search(options: argparse.Namespace) -> None:
     print(f"chosen, {found.metric} {found.value:.2f} of {found.own:.2f} on {options.split}:")
     print("\n".join(found.reasons))
     settings = {"allowed": options.allowed, "choice": {p.name: t.name for p, t in found.choice.items()}}
-    _print_sizes(pack(options.checkpoint, options.packed, found.choice, {**settings, **asdict(selection)}))
+    settings |= asdict(selection)
+    _print_sizes(
+        pack(options.checkpoint, options.packed, found.choice, settings, in_memory=options.packed_weights)
+    )
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
@@ -130,6 +138,19 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gates", choices=GATES, default="input-forget", help="(default: %(default)s)")
     command.add_argument("--matrices", nargs="+", choices=MATRICES, default=list(MATRICES), help="(default: both)")
     command.add_argument("--biases", action="store_true", help="compress the biases too")
+    command.add_argument(
+        "--others", nargs="+", choices=OTHERS, default=[], help="compress these matrices too, beside the LSTM layers'"
+    )
+
+
+def _add_in_memory(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--packed-weights",
+        choices=PACKED_WEIGHTS,
+        default="keep",
+        help="what loading the checkpoint does with them: keep multiplies by integers and factors as they are stored, "
+        "unpack by float32 numbers, which gives the study's translations to the letter (default: %(default)s)",
+    )
 
 
 def _add_evaluation(command: argparse.ArgumentParser, split: str) -> None:
@@ -142,7 +163,7 @@ def _add_evaluation(command: argparse.ArgumentParser, split: str) -> None:
 
 
 def _selection(options: argparse.Namespace) -> Selection:
-    return Selection(options.gates, tuple(options.matrices), options.biases)
+    return Selection(options.gates, tuple(options.matrices), options.biases, tuple(options.others))
 
 
 def _pack(options: argparse.Namespace) -> None:
@@ -153,6 +174,7 @@ def _pack(options: argparse.Namespace) -> None:
         lambda weights: uniform_plan(weights, transform, selection),
         {"compression": transform.name, **asdict(selection)},
         options.gate_eval_mode,
+        options.packed_weights,
     )
     _print_sizes(sizes)
 

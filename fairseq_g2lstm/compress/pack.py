@@ -28,15 +28,17 @@ def pack(
     plan: Plan | Callable[[Mapping[str, Tensor]], Plan],
     settings: Mapping[str, Any],
     eval_mode: str | None = None,
+    in_memory: str = "keep",
 ) -> Sizes:
     """Writes a checkpoint for evaluation with packed weights, without the optimiser's state.
 
     Args:
         checkpoint: of `g2lstm` or `g2lstm_lm`.
         target: the file to write.
-        plan: what is done to each part, or a function of the weights that gives it: `int:8`, `int:4` or `rank:K`.
+        plan: what is done to each part, or a function of the weights that gives it: `int:8`, `int:4`, `rank:K` or both.
         settings: kept in the checkpoint, for people.
         eval_mode: the gates in evaluation from now on, such as "hard"; None leaves them.
+        in_memory: the checkpoint's `--packed-weights`: "keep", and it computes with integers and factors, or "unpack".
 
     Returns:
         What was saved.
@@ -56,7 +58,7 @@ def pack(
     if META in weights:
         raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
     packed = pack_weights(weights, _packings(plan(weights) if callable(plan) else plan), settings)
-    options = dict(state["cfg"]["model"])
+    options = {**state["cfg"]["model"], "packed_weights": in_memory}
     if eval_mode is not None:
         options["gate_eval_mode"] = eval_mode
     write_checkpoint({**_for_evaluation(state), "cfg": {**state["cfg"], "model": options}, "model": packed}, target)

@@ -1,4 +1,4 @@
-"""Which of a model's weights are compressed: rows of gates of its LSTM layers."""
+"""Which of a model's weights are compressed: rows of gates of its LSTM layers, and other matrices where asked for."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,15 @@ MATRICES = ("ih", "hh")
 
 # encoder.lstm.weight_ih_l0, encoder.lstm.weight_hh_l1_reverse, decoder.layers.0.weight_ih
 _LSTM_WEIGHT = re.compile(r"(encoder\.lstm|decoder\.layers\.\d+)\.(weight|bias)_(ih|hh)(_l\d+(_reverse)?)?")
+
+_OTHERS = {
+    "embeddings": re.compile(r"(encoder|decoder)\.embed_tokens\.weight"),
+    "output": re.compile(r"decoder\.fc_out\.weight"),
+    "projections": re.compile(
+        r"decoder\.(attention\.(input|output)_proj|encoder_(hidden|cell)_proj|additional_fc)\.weight"
+    ),
+}
+OTHERS = tuple(_OTHERS)
 
 
 class Part(NamedTuple):
@@ -29,6 +38,8 @@ class Selection:
         gates: "input-forget", as in the paper, or "all".
         matrices: "ih" (input to hidden), "hh" (hidden to hidden) or both.
         biases: whether their biases too.
+        others: whole matrices beside the LSTM layers': "embeddings", "output" (of the logits; tied to the embeddings
+            it goes with these), "projections" (attention, and what fits sizes to one another).
 
     Raises:
         ValueError: an unknown name, or no matrices.
@@ -37,12 +48,15 @@ class Selection:
     gates: str = "input-forget"
     matrices: tuple[str, ...] = MATRICES
     biases: bool = False
+    others: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.gates not in GATES:
             raise ValueError(f"gates must be one of {', '.join(GATES)}, got {self.gates!r}")
         if not self.matrices or not set(self.matrices) <= set(MATRICES):
             raise ValueError(f"matrices must be ih, hh or both, got {', '.join(self.matrices) or 'none'}")
+        if not set(self.others) <= set(OTHERS):
+            raise ValueError(f"others must be of {', '.join(OTHERS)}, got {', '.join(self.others)}")
 
     def parts(self, weights: Mapping[str, Tensor]) -> Iterator[Part]:
         """The parts of a model.
@@ -51,6 +65,8 @@ class Selection:
             weights: its state dict, of `g2lstm`, `g2lstm_lm` or the stock models, whose names are the same.
         """
         for name, weight in weights.items():
+            if any(_OTHERS[other].fullmatch(name) for other in self.others):
+                yield Part(name, weight.size(0))
             found = _LSTM_WEIGHT.fullmatch(name)
             if found is None or found[3] not in self.matrices or (found[2] == "bias" and not self.biases):
                 continue

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from .study import Cell
+from .transforms import parse
 
 
 def markdown(cells: Sequence[Cell]) -> str:
@@ -40,6 +41,15 @@ def write_csv(cells: Sequence[Cell], path: Path) -> None:
         writer.writerows(asdict(cell) for cell in cells)
 
 
+_TITLES = {
+    "round": "rounded",
+    "clip": "rounded and clipped",
+    "rank": "low rank",
+    "int": "integers",
+    "rank+int": "low rank in integers",
+}
+
+
 def plot(cells: Sequence[Cell], path: Path) -> None:
     """BLEU or perplexity against the parts' bytes, a panel a kind of compression, a line a model.
 
@@ -49,13 +59,13 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(cell.model for cell in cells))
-    kinds = list(dict.fromkeys(c.compression.partition(":")[0] for c in cells if c.compression != "float32"))
+    kinds = list(dict.fromkeys(parse(c.compression).kind for c in cells if c.compression != "float32"))
     figure = Figure(figsize=(3.4 * len(kinds), 3.4), layout="constrained")
     axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     colours = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
     for axis, kind in zip(axes, kinds, strict=True):
         for number, model in enumerate(models):
-            mine = [c for c in cells if c.model == model and c.compression.partition(":")[0] == kind]
+            mine = [c for c in cells if c.model == model and parse(c.compression).kind == kind]
             mine.sort(key=lambda cell: cell.part_bytes)
             colour = colours[number % len(colours)]
             axis.plot(
@@ -65,7 +75,7 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
             (own,) = [c for c in cells if c.model == model and c.compression == "float32"]
             axis.axhline(own.value, color=colour, linestyle=":", linewidth=1)
         axis.set_xscale("log")
-        axis.set_title({"round": "rounded", "clip": "rounded and clipped", "rank": "low rank", "int": "integers"}[kind])
+        axis.set_title(_TITLES[kind])
         axis.set_xlabel("compressed parts, KiB")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(cells[0].metric)

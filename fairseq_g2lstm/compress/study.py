@@ -94,7 +94,7 @@ def study(
 
     Raises:
         FileNotFoundError: a checkpoint, the data or the split is missing.
-        ValueError: a compression's name is wrong, or a checkpoint cannot be read or does not fit the data.
+        ValueError: a compression's name is wrong, or a checkpoint cannot be read, does not fit the data or is packed.
     """
     selection = selection or Selection()
     transforms = [parse(name) for name in dict.fromkeys(["float32", *compressions])]
@@ -132,6 +132,8 @@ def study(
 def _evaluate(evaluator: Evaluator, transform: Transform, selection: Selection) -> dict[str, Any]:
     weights = evaluator.weights
     plan = uniform_plan(weights, transform, selection)
+    if not plan and transform.name != "float32":
+        raise ValueError("the model has none of the parts to be compressed: give a checkpoint that is not packed")
     score: Score = evaluator.score(compressed(weights, plan))
     own = sum(part_bytes(weights, part) for part in plan)
     parts = plan_bytes(weights, plan)

@@ -20,8 +20,8 @@ class Transform:
     """One way to make weights smaller.
 
     Attributes:
-        name: as it is written: `float32`, `round:STEP`, `clip:STEP:LIMIT`, `rank:K` or `int:BITS`.
-        kind: what stands before the colon.
+        name: as it is written: `float32`, `round:STEP`, `clip:STEP:LIMIT`, `rank:K`, `int:BITS` or `rank:K+int:BITS`.
+        kind: the name without its numbers.
         bits: of int, else None.
         rank: of rank, else None.
     """
@@ -39,8 +39,8 @@ class Transform:
 
     def check_packable(self) -> None:
         """Raises ValueError where a checkpoint cannot store it."""
-        if self.rank is None and self.bits not in (4, 8):
-            raise ValueError(f"a checkpoint is packed by int:8, int:4 or rank:K, got {self.name}")
+        if (self.rank is None and self.bits is None) or self.bits not in (None, 4, 8):
+            raise ValueError(f"a checkpoint is packed by int:8, int:4, rank:K or rank:K+int:8, got {self.name}")
 
     def bytes(self, weights: Tensor) -> int:
         """Bytes that they take stored, scales included."""
@@ -53,6 +53,9 @@ def parse(text: str) -> Transform:
     Raises:
         ValueError: there is no such transform, or a number is outside its range.
     """
+    factors, plus, integers = text.partition("+")
+    if plus and factors.startswith("rank:") and integers.startswith("int:"):
+        return _factors_in_integers(parse(factors), parse(integers))
     kind, *numbers = text.split(":")
     if text == "float32":
         return Transform(text, kind, lambda w: w, lambda w: 32 * w.numel())
@@ -76,12 +79,36 @@ def parse(text: str) -> Transform:
             text,
             kind,
             lambda w: dequantize_rows(*quantize_rows(w, bits)),
-            lambda w: bits * w.numel() + 32 * (w.size(0) if w.dim() == 2 else 1),
+            lambda w: _integer_bits(w, bits),
             bits=bits,
         )
     raise ValueError(
-        f"a compression must be float32, round:STEP, clip:STEP:LIMIT, rank:K or int:BITS, got {text!r}"
+        "a compression must be float32, round:STEP, clip:STEP:LIMIT, rank:K, int:BITS or rank:K+int:BITS, "
+        f"got {text!r}"
     )
+
+
+def _factors_in_integers(low_rank: Transform, integers: Transform) -> Transform:
+    rank, bits = low_rank.rank or 0, integers.bits or 0
+
+    def apply(weights: Tensor) -> Tensor:
+        if not is_factored(weights.shape, rank):
+            return integers.apply(weights)
+        left, right = (integers.apply(factor) for factor in low_rank_factors(weights, rank))
+        return left @ right
+
+    def stored(weights: Tensor) -> float:
+        if not is_factored(weights.shape, rank):
+            return _integer_bits(weights, bits)
+        rows, columns = weights.shape
+        return bits * rank * (rows + columns) + 32 * (rows + rank)
+
+    name = f"{low_rank.name}+{integers.name}"
+    return Transform(name, f"{low_rank.kind}+{integers.kind}", apply, stored, bits=bits, rank=rank)
+
+
+def _integer_bits(weights: Tensor, bits: int) -> float:
+    return bits * weights.numel() + 32 * (weights.size(0) if weights.dim() == 2 else 1)
 
 
 def _rounded(weights: Tensor, step: float) -> Tensor:

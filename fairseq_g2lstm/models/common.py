@@ -10,6 +10,7 @@ from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from .. import ops
+from ..packed import Embedding
 
 MAX_POSITIONS = 100_000
 INIT_RANGE = 0.1  # the stock models'
@@ -78,7 +79,7 @@ def build_embedding(
         FileNotFoundError: that file is missing.
         ValueError: it is no such file, or its vectors have another size.
     """
-    embedding = nn.Embedding(len(dictionary), embed_dim, padding_idx=dictionary.pad())
+    embedding = Embedding(len(dictionary), embed_dim, padding_idx=dictionary.pad())
     nn.init.uniform_(embedding.weight, -init_range, init_range)
     nn.init.constant_(embedding.weight[dictionary.pad()], 0)
     path = getattr(options, path_option)

@@ -3,7 +3,6 @@
 from argparse import Namespace
 from typing import cast
 
-import torch.nn.functional as F
 from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveSoftmax
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import adaptive_softmax_cutoffs, has_attention
 from ..modules import G2LSTMCell, GateObserver
+from ..packed import Linear, weight_of
 from ..philox import draw_seed
 from ..settings import GateMode, GateSettings
 from .common import MAX_POSITIONS, Dropout, EncoderOut, IncrementalState, embed, init_uniform
@@ -67,8 +67,8 @@ class G2LSTMDecoder(FairseqIncrementalDecoder):
         self.embed_tokens = embed_tokens
         self.encoder_hidden_proj = self.encoder_cell_proj = None
         if source_size != h_size:
-            self.encoder_hidden_proj = init_uniform(nn.Linear(source_size, h_size))
-            self.encoder_cell_proj = init_uniform(nn.Linear(source_size, h_size))
+            self.encoder_hidden_proj = init_uniform(Linear(source_size, h_size))
+            self.encoder_cell_proj = init_uniform(Linear(source_size, h_size))
         self.layers = nn.ModuleList()
         for layer in range(options.decoder_layers):
             n_inputs = h_size if layer > 0 else options.decoder_embed_dim + h_size
@@ -78,7 +78,7 @@ class G2LSTMDecoder(FairseqIncrementalDecoder):
         self.attention = Attention(h_size, source_size) if has_attention(options) else None
         self.additional_fc = None
         if h_size != out_size:
-            self.additional_fc = init_uniform(nn.Linear(h_size, out_size))
+            self.additional_fc = init_uniform(Linear(h_size, out_size))
         self.adaptive_softmax = None
         cutoff = adaptive_softmax_cutoffs(options)
         if cutoff is not None:
@@ -86,7 +86,7 @@ class G2LSTMDecoder(FairseqIncrementalDecoder):
                 len(dictionary), h_size, cutoff, dropout=self.dropout_out_module.p
             )
         elif not self.share_input_output_embed:
-            self.fc_out = init_uniform(nn.Linear(out_size, len(dictionary)))
+            self.fc_out = init_uniform(Linear(out_size, len(dictionary)))
 
     def forward(
         self,
@@ -223,7 +223,7 @@ class G2LSTMDecoder(FairseqIncrementalDecoder):
         if self.adaptive_softmax is not None:
             return features
         if self.share_input_output_embed:
-            return F.linear(features, self.embed_tokens.weight)
+            return ops.linear(features, weight_of(self.embed_tokens, "weight"))
         return self.fc_out(features)
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:

@@ -72,7 +72,9 @@ class G2LSTMModel(GatedModel, FairseqEncoderDecoderModel):
             decoder_embed.weight.requires_grad_(False)
         encoder = G2LSTMEncoder(source, encoder_embed, options, settings)
         decoder = G2LSTMDecoder(target, decoder_embed, encoder.output_units, options, settings)
-        return cls(encoder, decoder, settings)
+        model = cls(encoder, decoder, settings)
+        model.keeps_packed = options.packed_weights == "keep"
+        return model
 
     def forward(
         self,

@@ -6,7 +6,8 @@ import torch
 from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
 
-from ..packed import unpack_weights
+from ..modules import G2LSTM, G2LSTMCell
+from ..packed import PackedMatrix, keep_packed, unpack_weights
 from ..settings import GateSettings
 
 
@@ -39,9 +40,11 @@ class GatedModel(BaseFairseqModel):
         decoder: holds the gates' settings in use, and `adaptive_softmax`, which may be None.
         option_settings: the gates' settings that the options ask for.
         num_updates: updates done so far, as the trainer told.
+        keeps_packed: whether the weights of a packed checkpoint stay as they are stored when it is loaded.
     """
 
     decoder: Any
+    keeps_packed: bool = False
 
     def init_gates(self, settings: GateSettings) -> None:
         """Takes the gates' settings of the options."""
@@ -50,6 +53,19 @@ class GatedModel(BaseFairseqModel):
         self.num_updates = 0
         self.register_load_state_dict_post_hook(_take_loaded_gate_values)
         self.set_gate_values(settings.temperature, settings.noise_prob)
+
+    def train(self, mode: bool = True) -> "GatedModel":
+        """As of any module.
+
+        Raises:
+            ValueError: training is asked for, and weights are kept packed.
+        """
+        if mode and any(isinstance(module, PackedMatrix) for module in self.modules()):
+            raise ValueError(
+                "packed weights that are kept as they are stored cannot be trained: load them with "
+                "--packed-weights unpack (in --model-overrides packed_weights)"
+            )
+        return super().train(mode)
 
     def set_num_updates(self, num_updates: int) -> None:
         """Takes the number of updates from the trainer.
@@ -94,8 +110,12 @@ class GatedModel(BaseFairseqModel):
         self.use_gate_settings(options.with_values(temperature, noise_prob))
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Unpacks a packed checkpoint's weights; gives a stock one the options' temperature and noise probability."""
-        unpack_weights(state_dict)
+        """Unpacks a packed checkpoint's weights, or makes the model ready for them as they are stored; gives a stock
+        one the options' temperature and noise probability."""
+        if self.keeps_packed:
+            keep_packed(self, state_dict, (G2LSTM, G2LSTMCell))
+        else:
+            unpack_weights(state_dict)
         super().upgrade_state_dict_named(state_dict, name)
         prefix = f"{name}." if name else ""
         options = self.option_settings

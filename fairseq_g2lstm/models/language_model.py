@@ -50,7 +50,9 @@ class G2LSTMLanguageModel(GatedModel, FairseqLanguageModel):
         embed_tokens = build_embedding(
             source, options.decoder_embed_dim, "decoder_embed_path", options, options.init_range
         )
-        return cls(LanguageModelDecoder(target, embed_tokens, options, settings), settings)
+        model = cls(LanguageModelDecoder(target, embed_tokens, options, settings), settings)
+        model.keeps_packed = options.packed_weights == "keep"
+        return model
 
     def forward(
         self,

@@ -5,7 +5,6 @@ from argparse import Namespace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveSoftmax
@@ -15,6 +14,7 @@ from .. import ops
 from ..config import adaptive_softmax_cutoffs
 from ..config_lm import layer_sizes
 from ..modules import G2LSTMCell, GateObserver
+from ..packed import Linear, weight_of
 from ..philox import draw_seed
 from ..settings import GateSettings
 from .cache import CacheSettings, attend, mix
@@ -84,7 +84,7 @@ class LanguageModelDecoder(FairseqIncrementalDecoder):
         out_size = options.decoder_out_embed_dim
         self.additional_fc = None
         if n_inputs != out_size:
-            self.additional_fc = init_uniform(nn.Linear(n_inputs, out_size), options.init_range)
+            self.additional_fc = init_uniform(Linear(n_inputs, out_size), options.init_range)
         self.adaptive_softmax = self.output_bias = None
         cutoff = adaptive_softmax_cutoffs(options)
         if cutoff is not None:
@@ -92,7 +92,7 @@ class LanguageModelDecoder(FairseqIncrementalDecoder):
                 len(dictionary), n_inputs, cutoff, dropout=self.dropout_out_module.p
             )
         elif not self.share_input_output_embed:
-            self.fc_out = init_uniform(nn.Linear(out_size, len(dictionary)), options.init_range)
+            self.fc_out = init_uniform(Linear(out_size, len(dictionary)), options.init_range)
         elif options.decoder_output_bias:
             self.output_bias = nn.Parameter(torch.zeros(len(dictionary)))
         self._carried = {True: CarriedState(), False: CarriedState()}
@@ -180,7 +180,7 @@ class LanguageModelDecoder(FairseqIncrementalDecoder):
         c_n: list[Tensor] = []
         for layer, cell in enumerate(self.cells()):
             weights = cell.weights()
-            if self.training:
+            if self.training and isinstance(weights.w_hh, Tensor):
                 weights = weights._replace(w_hh=ops.dropout(weights.w_hh, self.weight_drop))
             if state is not None:
                 h_0, c_0 = state.h[layer].to(x.dtype), state.c[layer].to(x.dtype)
@@ -218,7 +218,7 @@ class LanguageModelDecoder(FairseqIncrementalDecoder):
         if self.adaptive_softmax is not None:
             return features
         if self.share_input_output_embed:
-            return F.linear(features, self.embed_tokens.weight, self.output_bias)
+            return ops.linear(features, weight_of(self.embed_tokens, "weight"), self.output_bias)
         return self.fc_out(features)
 
     def get_normalized_probs(

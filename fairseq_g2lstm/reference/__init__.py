@@ -1,4 +1,5 @@
-"""The operators in plain PyTorch: `method.py` has the equations, `decoding.py` the translation decoder."""
+"""The operators in plain PyTorch: `method.py` has the equations, `decoding.py` the translation decoder, `packed.py`
+products with the weights of packed checkpoints."""
 
 from .decoding import (
     AttentionMemory,
@@ -22,12 +23,15 @@ from .method import (
     lstm_step,
     uniform,
 )
+from .packed import Factor, PackedWeight, linear, unpacked
 
 __all__ = [
     "EPS",
     "AttentionMemory",
     "CellWeights",
     "DecoderOutput",
+    "Factor",
+    "PackedWeight",
     "attend",
     "attention_memory",
     "bernoulli",
@@ -38,8 +42,10 @@ __all__ = [
     "dropout",
     "gate_argument",
     "gate_noise",
+    "linear",
     "logistic",
     "lstm_layer",
     "lstm_step",
     "uniform",
+    "unpacked",
 ]

@@ -10,13 +10,17 @@ from torch import Tensor
 
 from ..settings import GateMode
 from .method import cell_step, state_dtype, step_noise
+from .packed import PackedWeight, linear, unpacked
 
 
 class CellWeights(NamedTuple):
-    """Weights of one LSTM cell: w_ih (4H, I), w_hh (4H, H), b_ih and b_hh (4H,), both or neither None."""
+    """Weights of one LSTM cell: w_ih (4H, I), w_hh (4H, H), b_ih and b_hh (4H,), both or neither None.
 
-    w_ih: Tensor
-    w_hh: Tensor
+    The matrices of a packed model are packed.
+    """
+
+    w_ih: Tensor | PackedWeight
+    w_hh: Tensor | PackedWeight
     b_ih: Tensor | None = None
     b_hh: Tensor | None = None
 
@@ -65,7 +69,7 @@ def decoder(
         x: (T, B, I) target embeddings.
         h_0, c_0: (L, B, H) initial states.
         feed_0: (B, H) first input feed.
-        cells: L cells; the first reads I + H inputs, the others H.
+        cells: L cells; the first reads I + H inputs, the others H. Packed matrices are unpacked.
         source: (S, B, E) encoder outputs, or None for no attention: the output is then the last cell's h.
         source_padding: (S, B) bool, true at padding, or None.
         w_query: (E, H). w_out: (H, E + H).
@@ -80,9 +84,10 @@ def decoder(
     n_layers, h_size = len(cells), h_0.size(2)
     # What the steps share is computed once: the embeddings' part of the first cell, in one product for all
     # steps, and the weights of what is known only step by step, side by side so that a step is one product.
-    a_x = F.linear(x, cells[0].w_ih[:, :n_inputs], cells[0].bias)
-    recurrent = [torch.cat((cells[0].w_ih[:, n_inputs:], cells[0].w_hh), dim=1)]
-    recurrent += [torch.cat((cell.w_ih, cell.w_hh), dim=1) for cell in cells[1:]]
+    matrices = [(unpacked(cell.w_ih, x.dtype), unpacked(cell.w_hh, x.dtype)) for cell in cells]
+    a_x = F.linear(x, matrices[0][0][:, :n_inputs], cells[0].bias)
+    recurrent = [torch.cat((matrices[0][0][:, n_inputs:], matrices[0][1]), dim=1)]
+    recurrent += [torch.cat(pair, dim=1) for pair in matrices[1:]]
     biases = [cell.bias for cell in cells]
     if source is not None:
         source = source.transpose(0, 1).contiguous()
@@ -185,7 +190,7 @@ def decoder_step(
     inputs = torch.cat((x, feed), dim=1)
     hs, cs = [], []
     for cell, h_before, c_before in zip(cells, h, c, strict=True):
-        a = F.linear(inputs, cell.w_ih, cell.bias) + F.linear(h_before, cell.w_hh)
+        a = linear(inputs, cell.w_ih, cell.bias) + linear(h_before, cell.w_hh)
         inputs, c_after, _ = cell_step(a, c_before.to(state_dtype(a)), None, mode)
         hs.append(inputs)
         cs.append(c_after.to(c.dtype))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..philox import philox4x32, random_words
 from ..settings import GateMode
+from .packed import PackedWeight, linear
 
 EPS = 1e-3
 
@@ -148,8 +149,8 @@ def lstm_layer(
     x: Tensor,
     h_0: Tensor,
     c_0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
+    w_ih: Tensor | PackedWeight,
+    w_hh: Tensor | PackedWeight,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -166,7 +167,7 @@ def lstm_layer(
     Args:
         x: (T, B, I) inputs, padded at the end.
         h_0, c_0: (B, H) initial states.
-        w_ih: (4H, I). w_hh: (4H, H). b_ih, b_hh: (4H,) or None.
+        w_ih: (4H, I). w_hh: (4H, H), either may be packed. b_ih, b_hh: (4H,) or None.
         lengths: (B,) int64 on the CPU, 1 <= length <= T, in any order; None where all are T.
         mode: how the gates are computed.
         seed: 0-dim int64 CPU tensor, needed where mode.noise_prob > 0.
@@ -180,8 +181,8 @@ def lstm_layer(
         noise-free arguments of the input and forget gates' sigmoids, or None.
     """
     n_steps, n_rows = x.shape[:2]
-    h_size = w_hh.size(1)
-    a_x = F.linear(x, w_ih, b_ih)
+    h_size = h_0.size(1)
+    a_x = linear(x, w_ih, b_ih)
     if b_hh is not None:
         a_x = a_x + b_hh.to(a_x.dtype)
     h = h_0.to(a_x.dtype)
@@ -194,7 +195,7 @@ def lstm_layer(
     outputs: list[Tensor] = []
     gates: list[Tensor] = []
     for t in range(n_steps - 1, -1, -1) if reverse else range(n_steps):
-        a = torch.addmm(a_x[t], h, w_hh.t())
+        a = a_x[t] + linear(h, w_hh)
         h_new, c_new, z = cell_step(a, c, None if noise is None else noise[t], mode)
         if valid is None:
             h, c = h_new, c_new

@@ -121,10 +121,12 @@ inline void check_supported(const at::Tensor& tensor) {
       "g2lstm operators take float32, float64, float16 and bfloat16, got ", dtype);
 }
 
-// The sizes of a layer, checked.
-struct LayerSizes {
+struct LayerShape {
   std::int64_t steps, rows, inputs, units;
+};
 
+// The sizes of a layer, checked.
+struct LayerSizes : LayerShape {
   LayerSizes(
       const at::Tensor& x, const at::Tensor& h_0, const at::Tensor& c_0, const at::Tensor& w_ih,
       const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh) {

@@ -46,6 +46,17 @@ TORCH_LIBRARY(g2lstm, m) {
       "decoder_step(Tensor x, Tensor h, Tensor c, Tensor feed, Tensor[] w_ih, Tensor[] w_hh, Tensor[] bias, "
       "Tensor? keys, Tensor? values, Tensor? source_padding, Tensor? source_rows, Tensor? w_out, float temperature, "
       "bool hard) -> (Tensor out, Tensor h_next, Tensor c_next, Tensor attention)");
+  // Packed weights: the tensors of all factors and their layout, as cpu/packed.h reads them; w_ih before w_hh, cell by
+  // cell.
+  m.def("packed_linear(Tensor x, Tensor[] weights, int[] layout, Tensor? bias) -> Tensor");
+  m.def(
+      "packed_layer(Tensor x, Tensor h_0, Tensor c_0, Tensor[] weights, int[] layout, Tensor? bias, Tensor? lengths, "
+      "bool reverse, float temperature, bool hard, bool need_gates) -> (Tensor outputs, Tensor h_n, Tensor c_n, "
+      "Tensor z)");
+  m.def(
+      "packed_decoder_step(Tensor x, Tensor h, Tensor c, Tensor feed, Tensor[] weights, int[] layout, Tensor[] bias, "
+      "Tensor? keys, Tensor? values, Tensor? source_padding, Tensor? source_rows, Tensor? w_out, float temperature, "
+      "bool hard) -> (Tensor out, Tensor h_next, Tensor c_next, Tensor attention)");
   m.def("dropout(Tensor x, Tensor seed, float p) -> Tensor");
   m.def(
       "cross_entropy(Tensor logits, Tensor targets, int ignore_index) -> (Tensor nll, Tensor smooth, Tensor "

@@ -22,33 +22,28 @@ struct StepSizes {
 };
 
 // The sizes of a decoder's step: x (B, I), h and c (L, B, H), feed (B, H).
-struct DecoderStepSizes {
+struct DecoderStepShape {
   std::int64_t rows, inputs, units, layers, source = 0, source_rows = 0;
 
-  DecoderStepSizes(
-      const at::Tensor& x, const at::Tensor& h, const at::Tensor& c, const at::Tensor& feed, at::TensorList w_ih,
-      at::TensorList w_hh, at::TensorList bias) {
+  DecoderStepShape(const at::Tensor& x, const at::Tensor& h, const at::Tensor& c, const at::Tensor& feed) {
     check_supported(x);
     TORCH_CHECK_VALUE(x.dim() == 2 && x.size(0) > 0, "x must be (B, I) with at least one row, got ", x.sizes());
-    TORCH_CHECK_VALUE(h.dim() == 3 && h.size(2) > 0, "h must be (L, B, H), got ", h.sizes());
-    rows = x.size(0), inputs = x.size(1), units = h.size(2), layers = h.size(0);
     TORCH_CHECK_VALUE(
-        layers > 0 && static_cast<std::int64_t>(w_ih.size()) == layers && w_hh.size() == w_ih.size() &&
-            (bias.empty() || bias.size() == w_ih.size()),
-        "w_ih and w_hh must hold one tensor for each of ", layers, " cells, and bias too or none, got ", w_ih.size(),
-        ", ", w_hh.size(), " and ", bias.size());
+        h.dim() == 3 && h.size(0) > 0 && h.size(2) > 0, "h must be (L, B, H), got ", h.sizes());
+    rows = x.size(0), inputs = x.size(1), units = h.size(2), layers = h.size(0);
     check_shape("h", h, {layers, rows, units});
     check_shape("c", c, {layers, rows, units});
     check_shape("feed", feed, {rows, units});
     for (const at::Tensor& tensor : {h, c, feed}) check_like("a state", tensor, x);
-    for (std::int64_t layer = 0; layer < layers; ++layer) {
-      check_shape("w_ih", w_ih[layer], {4 * units, units + (layer == 0 ? inputs : 0)});
-      check_shape("w_hh", w_hh[layer], {4 * units, units});
-      check_like("w_ih", w_ih[layer], x);
-      check_like("w_hh", w_hh[layer], x);
-      if (bias.empty()) continue;
-      check_shape("bias", bias[layer], {4 * units});
-      check_like("bias", bias[layer], x);
+  }
+
+  void check_biases(const at::Tensor& x, at::TensorList bias) const {
+    TORCH_CHECK_VALUE(
+        bias.empty() || static_cast<std::int64_t>(bias.size()) == layers, "bias must hold one tensor for each of ",
+        layers, " cells or none, got ", bias.size());
+    for (const at::Tensor& each : bias) {
+      check_shape("bias", each, {4 * units});
+      check_like("bias", each, x);
     }
   }
 
@@ -91,6 +86,24 @@ struct DecoderStepSizes {
     TORCH_CHECK_VALUE(
         given->min().item<std::int64_t>() >= 0 && given->max().item<std::int64_t>() < source_rows,
         "source_rows must be between 0 and ", source_rows - 1);
+  }
+};
+
+struct DecoderStepSizes : DecoderStepShape {
+  DecoderStepSizes(
+      const at::Tensor& x, const at::Tensor& h, const at::Tensor& c, const at::Tensor& feed, at::TensorList w_ih,
+      at::TensorList w_hh, at::TensorList bias)
+      : DecoderStepShape(x, h, c, feed) {
+    TORCH_CHECK_VALUE(
+        static_cast<std::int64_t>(w_ih.size()) == layers && w_hh.size() == w_ih.size(),
+        "w_ih and w_hh must hold one tensor for each of ", layers, " cells, got ", w_ih.size(), " and ", w_hh.size());
+    for (std::int64_t layer = 0; layer < layers; ++layer) {
+      check_shape("w_ih", w_ih[layer], {4 * units, units + (layer == 0 ? inputs : 0)});
+      check_shape("w_hh", w_hh[layer], {4 * units, units});
+      check_like("w_ih", w_ih[layer], x);
+      check_like("w_hh", w_hh[layer], x);
+    }
+    check_biases(x, bias);
   }
 };
 

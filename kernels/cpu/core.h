@@ -171,6 +171,29 @@ struct CrossEntropy {
   F grad_smooth = 0;
 };
 
+// Rows of a product's left side in integers: q = round(127 x / max |x|), of a row of zeros 0.
+template <class F>
+struct Quantize {
+  const F* x = nullptr;      // (B, K), `stride` between rows
+  std::int64_t stride = 0;
+  std::int64_t size = 0;     // K
+  std::int8_t* q = nullptr;  // (B, K)
+  F* scales = nullptr;       // (B,) max |x| / 127; NaN where x holds infinities or NaN
+};
+
+// Sums of integer products as numbers: out = start + sum times the row's and the column's scale.
+template <class F>
+struct Rescale {
+  const std::int32_t* sums = nullptr;  // (B, N)
+  const F* row_scales = nullptr;       // (B,)
+  const F* scales = nullptr;           // (N,)
+  const F* start = nullptr;            // (B, N), `start_stride` between rows (0 for one row for all), or null for 0
+  std::int64_t start_stride = 0;
+  F* out = nullptr;                    // (B, N), `stride` between rows
+  std::int64_t stride = 0;
+  std::int64_t size = 0;               // N
+};
+
 // One set of kernels, for one instruction set.
 template <class F>
 struct Core {
@@ -208,6 +231,8 @@ struct Core {
   void (*dropout)(const Dropout<F>& task, std::int64_t block_begin, std::int64_t block_end);
   void (*cross_entropy)(const CrossEntropy<F>& task, std::int64_t row_begin, std::int64_t row_end);
   void (*cross_entropy_backward)(const CrossEntropy<F>& task, std::int64_t row_begin, std::int64_t row_end);
+  void (*quantize)(const Quantize<F>& task, std::int64_t row_begin, std::int64_t row_end);
+  void (*rescale)(const Rescale<F>& task, std::int64_t row_begin, std::int64_t row_end);
   // The random words of rows [row_begin, row_end) at step t: out (B, H) for each of four words, word_stride apart.
   void (*words)(
       const Noise& noise, std::int64_t t, std::int64_t h_size, std::int64_t* out, std::int64_t word_stride,

@@ -1,69 +1,10 @@
 // The layer on the CPU. Half types are computed in float32 and rounded at the end.
 #include <torch/library.h>
 
-#include "tensors.h"
+#include "layer_run.h"
 
 namespace g2lstm {
 namespace {
-
-// One more than the last row that is active at each step.
-std::vector<std::int64_t> active_ends(const OptionalTensor& lengths, std::int64_t n_steps, std::int64_t n_rows) {
-  std::vector<std::int64_t> ends(n_steps, lengths.has_value() ? 0 : n_rows);
-  if (!lengths.has_value()) return ends;
-  const auto* length = lengths->const_data_ptr<std::int64_t>();
-  for (std::int64_t row = 0; row < n_rows; ++row) {
-    for (std::int64_t t = 0; t < length[row]; ++t) ends[t] = row + 1;
-  }
-  return ends;
-}
-
-// lengths where some sequence is shorter than T, else none
-OptionalTensor ragged(const OptionalTensor& lengths, std::int64_t n_steps) {
-  if (!lengths.has_value() || lengths->min().item<std::int64_t>() == n_steps) return std::nullopt;
-  return lengths->contiguous();
-}
-
-template <class F>
-void run_forward(
-    const LayerSizes& size, const Tensor& h_0, const Tensor& c_0, const Tensor& w_hh, const OptionalTensor& lengths,
-    const GateSpec<F>& spec, const Noise& noise, bool reverse, const Tensor& gates, const Tensor& outputs,
-    const Tensor& cells, const Tensor& z, Tensor& h_n) {
-  const Columns columns{size.units, 4};
-  const Tensor packed = pack_transposed<F>({w_hh}, columns);
-  const std::int64_t state_size = size.rows * size.units;
-  const auto ends = active_ends(lengths, size.steps, size.rows);
-  Tensor states[2];
-  if (lengths.has_value()) {
-    for (Tensor& state : states) state = at::empty_like(h_0);
-  }
-  F* const out = outputs.mutable_data_ptr<F>();
-  F* const cell = cells.mutable_data_ptr<F>();
-  const F* h = h_0.const_data_ptr<F>();
-  const F* c = c_0.const_data_ptr<F>();
-  for (std::int64_t i = 0; i < size.steps; ++i) {
-    const std::int64_t t = reverse ? size.steps - 1 - i : i;
-    ForwardStep<F> step;
-    step.product = {{{h, size.units, size.units}}, 1, packed.const_data_ptr<F>(), size.units};
-    step.a = gates.mutable_data_ptr<F>() + 4 * t * state_size;
-    step.c = c;
-    step.c_next = cell + t * state_size;
-    step.h_next = out + t * state_size;
-    step.h = h;
-    step.h_state = lengths.has_value() ? states[i % 2].mutable_data_ptr<F>() : nullptr;
-    step.z = z.numel() > 0 ? z.mutable_data_ptr<F>() + 2 * t * state_size : nullptr;
-    step.h_size = size.units;
-    step.t = t;
-    step.product_end = ends[t];
-    step.gates = spec;
-    step.noise = noise;
-    step.activity.lengths = data_or_null<std::int64_t>(lengths);
-    split(core<F>().blocks(columns), size.rows, [&](auto... range) { core<F>().forward(step, range...); });
-    h = lengths.has_value() ? step.h_state : step.h_next;
-    c = step.c_next;
-  }
-  const std::int64_t last = reverse ? 0 : size.steps - 1;
-  h_n = lengths.has_value() ? states[(size.steps - 1) % 2] : outputs[last].clone();
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
     const Tensor& x_given, const Tensor& h_0_given, const Tensor& c_0_given, const Tensor& w_ih_given,
@@ -101,8 +42,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   const Noise noise = make_noise(options, seed, rows, stream);
   const bool reverse = stream % 2 == 1;
   AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::layer", [&] {
-    run_forward<scalar_t>(
-        size, h_0, c_0, w_hh, lengths, options.spec<scalar_t>(), noise, reverse, gates, outputs, cells, z, h_n);
+    const Tensor packed = pack_transposed<scalar_t>({w_hh}, {size.units, 4});
+    const auto recur = [&](ForwardStep<scalar_t>& step) {
+      step.product = {{{step.h, size.units, size.units}}, 1, packed.const_data_ptr<scalar_t>(), size.units};
+    };
+    h_n = run_forward<scalar_t>(
+        size, h_0, c_0, lengths, options.spec<scalar_t>(), noise, reverse, recur, gates, outputs, cells, z);
   });
   const auto given = x_given.scalar_type();
   return {

@@ -1,0 +1,93 @@
+"""Weights as packed checkpoints have them, in plain PyTorch: rows in integers, products of factors, or both.
+
+In a product with integer weights the left side is turned to integers as well, each row with a scale of its own, and
+the sums are exact: y = s_x s_w sum q_x q_w. So these products are not quite those of the numbers that the integers
+stand for, which `PackedWeight.unpacked` gives.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LARGEST = 127
+
+
+class Factor(NamedTuple):
+    """One matrix of a chain of products: weights (N, K), floating-point, or int8 with scales (N,) float32."""
+
+    weights: Tensor
+    scales: Tensor | None = None
+
+    def unpacked(self) -> Tensor:
+        """(N, K), the numbers that it stands for."""
+        return self.weights if self.scales is None else self.weights.float() * self.scales.unsqueeze(-1)
+
+
+class PackedWeight(NamedTuple):
+    """A matrix (N, K) as blocks of rows one below the other, each a chain of factors, the first multiplied first."""
+
+    blocks: tuple[tuple[Factor, ...], ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.blocks[0][0].weights.device
+
+    def unpacked(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix (N, K)."""
+        rows = []
+        for first, *others in self.blocks:
+            product = first.unpacked()
+            for factor in others:
+                product = factor.unpacked() @ product
+            rows.append(product)
+        return torch.cat(rows).to(dtype)
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors of all factors in order, integers followed by their scales."""
+        return [t for chain in self.blocks for factor in chain for t in factor if t is not None]
+
+    def layout(self) -> list[int]:
+        """The number of blocks, and each block's number of factors."""
+        return [len(self.blocks), *(len(chain) for chain in self.blocks)]
+
+
+def unpacked(weight: Tensor | PackedWeight, dtype: torch.dtype) -> Tensor:
+    """A matrix (N, K) that may be packed as a plain one."""
+    return weight if isinstance(weight, Tensor) else weight.unpacked(dtype)
+
+
+def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """torch.nn.functional.linear of weights that may be packed.
+
+    Args:
+        x: (..., K). weight: (N, K). bias: (N,) or None.
+
+    Returns:
+        (..., N), x's dtype.
+    """
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight, bias)
+    state = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows = []
+    for chain in weight.blocks:
+        left = x.to(state)
+        for factor in chain:
+            left = _multiply(left, factor)
+        rows.append(left)
+    out = torch.cat(rows, dim=-1)
+    return (out if bias is None else out + bias.to(state)).to(x.dtype)
+
+
+def _multiply(x: Tensor, factor: Factor) -> Tensor:
+    if factor.scales is None:
+        return F.linear(x, factor.weights.to(x.dtype))
+    most = x.abs().amax(-1, keepdim=True)
+    row_scales = torch.where(most > 0, most / LARGEST, 1.0)
+    # a row with infinities or NaN gives NaN
+    row_scales = row_scales + (x * 0).sum(-1, keepdim=True)
+    q = torch.round(x * torch.where(most > 0, LARGEST / most, 0.0)).nan_to_num().clamp(-LARGEST, LARGEST)
+    sums = F.linear(q.double(), factor.weights.double())  # exact
+    return sums.to(x.dtype) * row_scales * factor.scales.to(x.dtype)

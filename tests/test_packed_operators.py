@@ -1,0 +1,252 @@
+"""The operators with packed weights against the reference, and the reference against its definition."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from operator_cases import needs_kernels
+from packed_weights import KINDS, integers, matrix
+from torch import Tensor
+
+from fairseq_g2lstm import ops
+from fairseq_g2lstm.ops import AttentionMemory, CellWeights
+from fairseq_g2lstm.reference import Factor, PackedWeight, linear
+from fairseq_g2lstm.settings import GateSettings
+
+MODE = GateSettings("sigmoid").mode(training=False)
+KIND = pytest.mark.parametrize("kind", KINDS)
+# The integers are the same on both sides; what differs is the order of float32 sums.
+NEAR = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def numbers(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def exact(kind: str) -> bool:
+    """Whether products on this processor are those of the integers."""
+    return "integers" not in kind or ops.integer_products()
+
+
+def skip_unless_exact(kind: str) -> None:
+    if not exact(kind):
+        pytest.skip("this processor's products of int8 matrices saturate, and packed weights are unpacked on it")
+
+
+# The reference
+
+
+def test_a_product_of_integers_is_the_sum_over_both_sides_integers():
+    weights, x = matrix(6, 5), numbers(3, 5)
+    ((factor,),) = KINDS["integers"](weights).blocks
+    q_x = torch.round(x / x.abs().amax(1, keepdim=True) * 127)
+    sums = q_x.long() @ factor.weights.long().t()
+    expected = sums * (x.abs().amax(1, keepdim=True) / 127) * factor.scales
+    torch.testing.assert_close(linear(x, PackedWeight(((factor,),))), expected.float())
+
+
+@KIND
+def test_a_packed_product_is_near_that_of_the_unpacked_weights(kind: str):
+    packed = KINDS[kind](matrix(12, 9))
+    x, bias = numbers(2, 3, 9), numbers(12)
+    expected = torch.nn.functional.linear(x, packed.unpacked(), bias)
+    # each factor's left side is rounded to steps of 1/127 of its largest number: at most half a step in each of 9 terms
+    bound = 2 * 9 * x.abs().max() * packed.unpacked().abs().max() / 254 if "integers" in kind else 1e-5
+    assert (linear(x, packed, bias) - expected).abs().max() <= bound
+
+
+def test_unpacked_weights_are_the_blocks_below_one_another():
+    weights = matrix(8, 3)
+    packed = KINDS["integers above plain rows"](weights)
+    assert packed.unpacked().shape == weights.shape and torch.equal(packed.unpacked()[4:], weights[4:])
+    (factor,) = integers(weights[:4])
+    assert torch.equal(packed.unpacked()[:4], factor.weights.float() * factor.scales[:, None])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_that_is_not_finite_gives_nan_and_the_others_are_as_they_were(value: float):
+    packed, x = KINDS["integers"](matrix(7, 20)), numbers(4, 20)
+    whole = linear(x, packed)
+    x[2, 3] = value
+    for found in (linear(x, packed), *([ops.linear(x, packed)] if exact("integers") else [])):
+        assert found[2].isnan().all()
+        torch.testing.assert_close(found[[0, 1, 3]], whole[[0, 1, 3]], **NEAR)
+
+
+# The kernels
+
+
+@needs_kernels
+@KIND
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 9, 8), (5, 16, 83), (40, 83, 12), (3, 256, 512)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_product_equals_the_references(kind: str, rows: int, inputs: int, outputs: int, dtype: torch.dtype):
+    skip_unless_exact(kind)
+    packed, x = KINDS[kind](matrix(outputs, inputs)), numbers(rows, inputs).to(dtype)
+    bias = numbers(outputs, seed=2).to(dtype)
+    near = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else NEAR  # rounded to 8 bits at the end
+    for given in (bias, None):
+        found = ops.linear(x, packed, given)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, linear(x, packed, given), **near)
+
+
+@needs_kernels
+def test_shapes_rows_apart_and_rows_of_zeros_make_no_difference():
+    skip_unless_exact("integers")
+    packed, x = KINDS["integers above plain rows"](matrix(10, 6)), numbers(4, 3, 12)
+    x[1, 2] = 0
+    apart = x[..., ::2]
+    torch.testing.assert_close(ops.linear(apart, packed), linear(apart, packed), **NEAR)
+    assert torch.equal(ops.linear(apart, packed)[1, 2], torch.zeros(10))
+    assert ops.linear(x[:0, :, :6], packed).shape == (0, 3, 10)
+
+
+@needs_kernels
+@KIND
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lengths", [None, [5, 1, 3, 5]])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_equals_the_references(kind: str, reverse: bool, lengths: list[int] | None, bias: bool):
+    skip_unless_exact(kind)
+    h_size, n_inputs = 7, 11
+    w_ih, w_hh = KINDS[kind](matrix(4 * h_size, n_inputs)), KINDS[kind](matrix(4 * h_size, h_size, seed=2))
+    biases = (numbers(4 * h_size, seed=3), numbers(4 * h_size, seed=4)) if bias else (None, None)
+    arguments = numbers(5, 4, n_inputs), numbers(4, h_size), numbers(4, h_size, seed=5), w_ih, w_hh, *biases
+    lengths_given = None if lengths is None else torch.tensor(lengths)
+    options = {"mode": MODE, "reverse": reverse, "need_gates": True}
+    with torch.no_grad():
+        found = ops.lstm_layer(*arguments, lengths_given, **options)
+        with ops.use_reference():
+            expected = ops.lstm_layer(*arguments, lengths_given, **options)
+    valid = torch.ones(5, 4, dtype=torch.bool)
+    if lengths_given is not None:
+        valid = torch.arange(5)[:, None] < lengths_given
+    for value, other in zip(found[:3], expected[:3], strict=True):
+        # a difference in the last bits may move an integer by one on its way through the steps
+        torch.testing.assert_close(value, other, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(found[3][valid], expected[3][valid], rtol=2e-2, atol=2e-2)
+
+
+@needs_kernels
+@KIND
+@pytest.mark.parametrize("attention", [True, False])
+def test_a_step_of_search_equals_the_references(kind: str, attention: bool):
+    skip_unless_exact(kind)
+    h_size, n_inputs, rows = 8, 5, 6
+    sizes = (n_inputs + h_size, h_size)
+    cells = [
+        CellWeights(
+            KINDS[kind](matrix(4 * h_size, size)), KINDS[kind](matrix(4 * h_size, h_size, seed=2)),
+            numbers(4 * h_size, seed=3), numbers(4 * h_size, seed=4),
+        )
+        for size in sizes
+    ]  # fmt: skip
+    x, h, c, feed = numbers(rows, n_inputs), numbers(2, rows, h_size), numbers(2, rows, h_size), numbers(rows, h_size)
+    rest: tuple = ()
+    if attention:
+        memory = AttentionMemory(numbers(2, 3, h_size), numbers(2, 3, h_size, seed=6), None)
+        rest = memory, torch.tensor([0, 0, 0, 1, 1, 1]), numbers(h_size, 9 + h_size)
+    with torch.no_grad():
+        found = ops.decoder_step(x, h, c, feed, cells, *rest, mode=MODE)
+        with ops.use_reference():
+            expected = ops.decoder_step(x, h, c, feed, cells, *rest, mode=MODE)
+    for value, other in zip(found, expected, strict=True):
+        assert (value is None) == (other is None)
+        if value is not None:
+            torch.testing.assert_close(value, other, rtol=1e-2, atol=1e-2)
+
+
+@needs_kernels
+def test_plain_and_packed_matrices_of_one_cell_go_together():
+    w_ih, w_hh = matrix(12, 5), KINDS["factors"](matrix(12, 3))
+    arguments = numbers(4, 2, 5), numbers(2, 3), numbers(2, 3)
+    with torch.no_grad():
+        found = ops.lstm_layer(*arguments, w_ih, w_hh, mode=MODE)
+        expected = ops.lstm_layer(*arguments, w_ih, w_hh.unpacked(), mode=MODE)
+    for value, other in zip(found[:3], expected[:3], strict=True):
+        torch.testing.assert_close(value, other, **NEAR)
+
+
+def test_teacher_forced_decoding_unpacks():
+    cells = [CellWeights(KINDS["integers"](matrix(12, 5)), KINDS["integers"](matrix(12, 3)))]
+    plain = [CellWeights(*(w.unpacked() for w in cells[0][:2]))]
+    arguments = numbers(4, 2, 2), numbers(1, 2, 3), numbers(1, 2, 3), numbers(2, 3)
+    for found, expected in zip(
+        ops.decoder(*arguments, cells, mode=MODE)[:4], ops.decoder(*arguments, plain, mode=MODE)[:4], strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+@needs_kernels
+@KIND
+def test_opcheck(kind: str):
+    skip_unless_exact(kind)
+    h_size = 4
+    w_ih, w_hh = KINDS[kind](matrix(16, 6)), KINDS[kind](matrix(16, h_size))
+    x, h, bias = numbers(3, 2, 6), numbers(2, h_size), numbers(16)
+    tensors, layout = w_ih.tensors() + w_hh.tensors(), w_ih.layout() + w_hh.layout()
+    check: Callable = torch.library.opcheck
+    o = torch.ops.g2lstm
+    check(o.packed_linear.default, (x, w_ih.tensors(), w_ih.layout(), bias))
+    lengths = torch.tensor([3, 1])
+    check(o.packed_layer.default, (x, h, h, tensors, layout, bias, lengths, True, 1.0, False, True))
+    attention = numbers(2, 5, h_size), numbers(2, 5, h_size), None, None, numbers(h_size, 2 * h_size)
+    step = x[0, :, :2], h[None], h[None], h, tensors, layout, [bias], *attention, 1.0, False
+    check(o.packed_decoder_step.default, step)
+
+
+# Bad input
+
+
+def packed_linear(
+    x: Tensor, weight: PackedWeight, layout: list[int] | None = None, bias: Tensor | None = None
+) -> Tensor:
+    return torch.ops.g2lstm.packed_linear(x, weight.tensors(), layout or weight.layout(), bias)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": numbers(3, 4)}, "x must have 5 features"),
+        ({"x": torch.ones(3, 5, dtype=torch.long)}, "take float32"),
+        ({"bias": numbers(7)}, "bias must have shape"),
+        ({"layout": [1]}, "lacks the number of factors"),
+        ({"layout": [0]}, "must be > 0, got 0"),
+        ({"layout": [2, 1, 1]}, "lack a tensor"),
+        ({"layout": [1, 1, 1]}, "hold more than their layout names"),
+        ({"weight": PackedWeight(((Factor(numbers(6)),),))}, "must be .N, K."),
+        ({"weight": PackedWeight(((Factor(numbers(2, 5)), Factor(numbers(6, 3))),))}, "must follow one another"),
+        ({"weight": PackedWeight(((Factor(numbers(2, 5)),), (Factor(numbers(2, 4)),)))}, "must take 5 inputs, got 4"),
+        (
+            {"weight": PackedWeight(((Factor(torch.ones(6, 5, dtype=torch.int8), torch.ones(5)),),))},
+            "scales must have shape",
+        ),
+        (
+            {"weight": PackedWeight(((Factor(torch.ones(6, 5, dtype=torch.int8), torch.ones(6).long()),),))},
+            "scales must be floating-point",
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused_with_a_sentence(change: dict, message: str):
+    arguments = {"x": numbers(3, 5), "weight": KINDS["integers"](matrix(6, 5)), **change}
+    with pytest.raises((ValueError, TypeError), match=message):
+        packed_linear(**arguments)
+
+
+@needs_kernels
+def test_matrices_that_do_not_fit_a_layer_are_refused_with_a_sentence():
+    w_ih, w_hh = KINDS["factors"](matrix(16, 6)), KINDS["factors"](matrix(16, 4))
+    arguments = numbers(3, 2, 6), numbers(2, 4), numbers(2, 4)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"w_ih must have shape \[16, 6\], got \[16, 4\]"):
+        ops.lstm_layer(*arguments, w_hh, w_ih, mode=MODE)
+    with torch.no_grad(), pytest.raises(ValueError, match="bias must have shape"):
+        ops.lstm_layer(*arguments, w_ih, w_hh, numbers(3), numbers(3), mode=MODE)
+
+
+@needs_kernels
+def test_packed_weights_refuse_to_be_differentiated():
+    x = numbers(3, 5).requires_grad_()
+    with pytest.raises(NotImplementedError, match="nor have the operators of packed weights"):
+        packed_linear(x, KINDS["integers"](matrix(6, 5))).sum().backward()
