@@ -185,10 +185,12 @@ def read_intervals(log: Path, interval: int, warmup: int) -> list[Interval]:
     return found
 
 
-def translate(checkpoint: Path, data: Path, log: Path, *, device: str, threads: int) -> Translation:
+def translate(
+    checkpoint: Path, data: Path, log: Path, *, device: str, threads: int, batch_size: int = 128
+) -> Translation:
     """Translates the test set with beam 5."""
     arguments = [str(data), "--user-dir", str(PLUGIN), "--path", str(checkpoint), "--gen-subset", "test"]
-    arguments += ["--beam", "5", "--batch-size", "128", "--required-batch-size-multiple", "1"]
+    arguments += ["--beam", "5", "--batch-size", str(batch_size), "--required-batch-size-multiple", "1"]
     run_fairseq("generate", arguments, log, device=device, threads=threads)
     return read_translation(log)
 

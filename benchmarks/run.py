@@ -3,6 +3,7 @@
     python -m benchmarks.run layer [--shapes T,B,I,H …] [--dtypes …] [--peers …] [--rounds N] [--no-sweep]
     python -m benchmarks.run end-to-end [--data DATA_BIN] [--checkpoint STOCK.pt] [--encoders …] [--repeats N]
     python -m benchmarks.run language-model [--data DATA_BIN] [--units …] [--blocks ROWSxTOKENS …] [--rounds N]
+    python -m benchmarks.run packed --data DATA_BIN --checkpoint G2LSTM.pt [--packings …] [--rows …] [--rounds N]
 
 All print a Markdown table and write it as results.md, with results.json, into --out. --smoke runs tiny sizes, to see
 that everything works.
@@ -14,11 +15,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import end_to_end, language_model, layer, peers
+from benchmarks import end_to_end, language_model, layer, packed, peers
 from benchmarks.bars import LAYER_SHAPES, Shape
 from benchmarks.language_model import Blocks
 from benchmarks.machine import ROOT, cores
-from benchmarks.tables import end_to_end_markdown, language_model_markdown, layer_markdown
+from benchmarks.tables import end_to_end_markdown, language_model_markdown, layer_markdown, packed_markdown
 from examples.common.errors import UserError, run_main
 
 DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}
@@ -42,6 +43,10 @@ NUMBERS = {
         "warmup": (50, 2, "updates at its beginning that are not counted"),
         "checkpoint-updates": (100, 4, "of the training of the checkpoints to evaluate"),
     },
+    "packed": {
+        "rounds": (5, 1, "turns of each packing"),
+        "block-length": (35, 7, "tokens of a row in a block of a text"),
+    },
 }
 
 
@@ -58,7 +63,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog=usage,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    modes = parser.add_subparsers(dest="mode", required=True, metavar="layer|end-to-end|language-model")
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="layer|end-to-end|language-model|packed")
     one = modes.add_parser("layer", help="time of one layer")
     one.add_argument("--shapes", type=_shape, nargs="+", metavar="T,B,I,H", help="default: those of the bars")
     one.add_argument("--dtypes", nargs="+", choices=DTYPES["cuda"], help="default: float32; on CUDA all")
@@ -82,6 +87,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     text.add_argument("--blocks", type=_blocks, nargs="+", metavar="ROWSxTOKENS",
                       help="that the test set is read in (default: 20x35 and 1x70)")  # fmt: skip
 
+    small = modes.add_parser("packed", help="decoding with packed weights, on the CPU")
+    small.add_argument("--data", type=_path, metavar="DATA_BIN", required=True, help="sentence pairs or a text")
+    small.add_argument("--checkpoint", type=_path, metavar="G2LSTM.pt", required=True,
+                       help="a trained g2lstm or g2lstm_lm")  # fmt: skip
+    small.add_argument("--packings", nargs="+", choices=tuple(packed.PACKINGS), default=list(packed.PACKINGS),
+                       help="default: all")  # fmt: skip
+    small.add_argument("--rows", type=_positive, nargs="+", default=list(packed.ROWS), metavar="N",
+                       help="sentences in a batch, or rows of a text (default: 128 and 1)")  # fmt: skip
+    small.add_argument("--work", type=_path, default=ROOT / "runs/benchmark", metavar="DIR",
+                       help="for logs and packed checkpoints (default: runs/benchmark)")  # fmt: skip
+
     for mode in (whole, text):
         mode.add_argument("--precisions", nargs="+", choices=PRECISIONS["cuda"],
                           help="of training (default: float32; on CUDA both)")  # fmt: skip
@@ -90,7 +106,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, mode in modes.choices.items():
         for number, (default, _, what) in NUMBERS[name].items():
             mode.add_argument(f"--{number}", type=_positive, metavar="N", help=f"{what} (default: {default})")
-        mode.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+        devices = ("cpu",) if name == "packed" else ("cpu", "cuda")
+        mode.add_argument("--device", choices=devices, default="cpu" if name == "packed" else None,
+                          help="default: cuda where there is one")  # fmt: skip
         mode.add_argument("--threads", type=_positive, default=cores(), metavar="N", help="default: %(default)s")
         mode.add_argument("--out", type=_path, metavar="DIR", help="default: benchmarks/results/MODE-cpu or -gpu")
         mode.add_argument("--smoke", action="store_true", help="tiny sizes; results go to runs/benchmark")
@@ -183,6 +201,22 @@ def run_language_model(options: argparse.Namespace) -> str:
     return language_model_markdown(language_model.run(settings))
 
 
+def run_packed(options: argparse.Namespace) -> str:
+    """Packs and decodes; returns the table."""
+    settings = packed.Settings(
+        threads=options.threads,
+        data=options.data,
+        checkpoint=options.checkpoint,
+        packings=options.packings,
+        rows=options.rows,
+        block_length=options.block_length,
+        rounds=options.rounds,
+        work=options.work,
+        out=options.out,
+    )
+    return packed_markdown(packed.run(settings))
+
+
 def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": options.device,
@@ -200,7 +234,12 @@ def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parse_arguments(arguments)
-    runs = {"layer": run_layer, "end-to-end": run_end_to_end, "language-model": run_language_model}
+    runs = {
+        "layer": run_layer,
+        "end-to-end": run_end_to_end,
+        "language-model": run_language_model,
+        "packed": run_packed,
+    }
     table = runs[options.mode](options)
     print("", table, f"results.json and results.md written to {options.out}", sep="\n")
 

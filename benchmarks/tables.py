@@ -117,6 +117,40 @@ def language_model_markdown(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
+def packed_markdown(result: Result) -> str:
+    """A table of bytes and speeds, and what is needed to repeat them."""
+    translates = result["settings"]["model"] == "g2lstm"
+    decodings = result["decoding"]
+    titles = ["packed", "file, bytes", "weights in memory, bytes"]
+    for row in decodings:
+        what = f"{row['rows']} {'sentences' if translates else 'rows'}"
+        titles += [f"{'sentences' if translates else 'tokens'}/s, {what} a batch", "ratio to float32", "bar"]
+        titles.append("same translations" if translates else "perplexity")
+    lines = _head(titles, texts=1)
+    own = result["bytes"]["float32"]
+    for name, size in result["bytes"].items():
+        cells = [name, *(f"{size[kind]:,} ({size[kind] / own[kind]:.2f})" for kind in ("file", "memory"))]
+        for row in decodings:
+            speed = row["speed"][name]
+            cells.append(_median(speed, "per_s", ",.1f"))
+            cells += ["", ""] if name == "float32" else _ratio(speed)
+            cells.append(f"{row['same'][name]:,}" if translates else f"{row['perplexity'][name]:.2f}")
+        lines.append(_line(cells))
+    settings = result["settings"]
+    types = ", ".join(f"{name} {size:,}" for name, size in settings["data"]["types"].items())
+    by = "fairseq-generate, beam 5" if translates else f"fairseq-eval-lm in blocks of {settings['block_length']} tokens"
+    lines += [
+        "",
+        f"{_runs(settings['rounds'])} Speeds are those that {by}, prints of the test set. The float32 checkpoint holds "
+        "the optimiser's state as well. In memory integers of 4 bits take 8.",
+        "",
+        f"Data: {types}. " + " ".join(f"{name}: `{options}`." for name, options in settings["packings"].items()),
+        "",
+        sentence(result),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def sizes(row: Result) -> str:
     """(T, B, I, H) of a row."""
     return f"({', '.join(str(size) for size in row['shape'].values())})"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..checkpoints import State, read_checkpoint, write_checkpoint
-from ..loading import model_name
+from ..loading import load_model, model_name
 from ..packed import META, Packing, pack_weights, unpack_weights
 from .parts import recurrent_bytes
 from .plan import Plan
@@ -67,6 +67,21 @@ def pack(
         (model_bytes(weights), model_bytes(packed)),
         (checkpoint.stat().st_size, target.stat().st_size),
     )
+
+
+def memory_bytes(checkpoint: Path, data: Path) -> int:
+    """Bytes of a loaded model's weights, tied ones once.
+
+    Args:
+        checkpoint: packed or not.
+        data: the data-bin folder.
+
+    Raises:
+        FileNotFoundError: the checkpoint or the data folder is missing.
+        ValueError: the checkpoint cannot be read or does not fit the dictionaries.
+    """
+    model, _ = load_model(checkpoint, data)
+    return model_bytes(model.state_dict())
 
 
 def _packings(plan: Plan) -> Iterator[Packing]:
