@@ -78,7 +78,7 @@ def test_a_search_goes_on_where_it_was(tiny_data, translation, tmp_path, made_up
 def test_the_command_packs_what_it_found(tiny_data, translation, tmp_path, capsys):  # noqa: F811
     packed = tmp_path / "packed.pt"
     arguments = ["search", str(translation), str(packed), "--data", str(tiny_data), "--allowed", "1000"]
-    assert main([*arguments, "--candidates", "int:8", "--split", "test"]) == 0
+    assert main([*arguments, "--candidates", "int:8", "--split", "test", "--packed-weights", "unpack"]) == 0
     printed = capsys.readouterr().out
     assert "chosen, BLEU" in printed and "LSTM layers:" in printed
     kept = json.loads((tmp_path / "packed.pt.json").read_text())
@@ -86,6 +86,21 @@ def test_the_command_packs_what_it_found(tiny_data, translation, tmp_path, capsy
     everywhere = ", ".join(sorted(f"{part.name} int:8" for part in parts))
     assert Evaluator(packed, tiny_data).score().value == pytest.approx(kept["scores"][everywhere])
     assert len(generated(tiny_data, packed)) == 40
+
+
+def test_the_command_says_what_the_packed_checkpoint_scores(
+    tiny_data, translation, tmp_path, capsys, monkeypatch  # noqa: F811
+):  # fmt: skip
+    packed = tmp_path / "packed.pt"
+    arguments = ["search", str(translation), str(packed), "--data", str(tiny_data), "--candidates", "int:8"]
+    assert main([*arguments, "--allowed", "50"]) == 0
+    value = Evaluator(packed, tiny_data, "valid").score().value
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"as packed, kept in memory as it is stored: BLEU {value:.2f}"
+    )
+    monkeypatch.setattr(Evaluator, "score", lambda *_args: Score("BLEU", -60.0, None, 0.0))
+    assert main([*arguments, "--allowed", "50"]) == 0
+    assert "lost and more than is allowed: --packed-weights unpack keeps to it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from ..config import PACKED_WEIGHTS
 from ..settings import EVAL_MODES
+from .evaluate import Evaluator
 from .pack import Sizes, export_safetensors, pack
 from .parts import GATES, MATRICES, OTHERS, Selection
 from .plan import uniform_plan
 from .report import markdown, plot, write_csv
-from .search import CANDIDATES, search
+from .search import CANDIDATES, Found, search
 from .study import DEFAULTS, names, study
 from .transforms import parse
 
@@ -120,9 +121,20 @@ def _search(options: argparse.Namespace) -> None:
     print("\n".join(found.reasons))
     settings = {"allowed": options.allowed, "choice": {p.name: t.name for p, t in found.choice.items()}}
     settings |= asdict(selection)
-    _print_sizes(
-        pack(options.checkpoint, options.packed, found.choice, settings, in_memory=options.packed_weights)
+    _print_sizes(pack(options.checkpoint, options.packed, found.choice, settings, in_memory=options.packed_weights))
+    if options.packed_weights == "keep":
+        _check_kept(options, found)
+
+
+def _check_kept(options: argparse.Namespace, found: Found) -> None:
+    """Says what the checkpoint scores as it is loaded: the search measured the weights that it stands for."""
+    evaluator = Evaluator(options.packed, options.data, options.split, options.beam, options.batch_size)
+    value = evaluator.score().value
+    loss = (found.own - value) * (1 if found.metric == "BLEU" else -1)
+    verdict = "" if loss <= options.allowed else (
+        f", {loss:.2f} lost and more than is allowed: --packed-weights unpack keeps to it, or search with less allowed"
     )
+    print(f"as packed, kept in memory as it is stored: {found.metric} {value:.2f}{verdict}")
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
