@@ -169,7 +169,7 @@ def test_a_study_of_a_packed_checkpoint_is_refused_with_a_sentence(tiny_data, tr
     packed = packed_file(translation, tmp_path, *ALL)
     options = ["--data", str(tiny_data), "--out", str(tmp_path / "study"), "--compressions", "int:4"]
     assert main(["study", str(packed), *options]) == 1
-    assert "give a checkpoint that is not packed" in capsys.readouterr().err
+    assert "is packed already: give the one that it was made of" in capsys.readouterr().err
 
 
 # The modules by themselves

@@ -12,6 +12,8 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 from torch import Tensor
 
+from ..checkpoints import read_checkpoint
+from ..packed import META
 from .evaluate import Evaluator, Score
 from .parts import Selection
 from .plan import compressed, part_bytes, plan_bytes, uniform_plan
@@ -116,6 +118,8 @@ def study(
             if path.is_file():
                 kept = json.loads(path.read_text(encoding="utf-8"))
             else:
+                if transform.name != "float32" and META in read_checkpoint(checkpoint)["model"]:
+                    raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
                 evaluator = evaluator or Evaluator(checkpoint, data, split, beam, batch_size)
                 kept = {**setting, **_evaluate(evaluator, transform, selection)}
                 if own is not None and kept["hypotheses"] is not None:
@@ -132,8 +136,6 @@ def study(
 def _evaluate(evaluator: Evaluator, transform: Transform, selection: Selection) -> dict[str, Any]:
     weights = evaluator.weights
     plan = uniform_plan(weights, transform, selection)
-    if not plan and transform.name != "float32":
-        raise ValueError("the model has none of the parts to be compressed: give a checkpoint that is not packed")
     score: Score = evaluator.score(compressed(weights, plan))
     own = sum(part_bytes(weights, part) for part in plan)
     parts = plan_bytes(weights, plan)
