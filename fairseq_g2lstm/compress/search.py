@@ -15,7 +15,7 @@ from .plan import Plan, compressed, part_bytes, plan_bytes
 from .study import file_digest, write_json
 from .transforms import Transform, parse
 
-CANDIDATES = ("int:8", "int:4", "rank:64", "rank:32", "rank:16")
+CANDIDATES = ("int:8", "int:4", "rank:64+int:8", "rank:32+int:8", "rank:16+int:8")
 
 @dataclass(frozen=True)
 class Found:
@@ -60,7 +60,7 @@ def search(
         data: the data-bin folder.
         allowed: how much BLEU may fall, or perplexity rise, on the split; >= 0.
         work: a file that keeps what has been measured, for a search that is called again.
-        candidates: `int:8`, `int:4`, `rank:K`.
+        candidates: `int:8`, `int:4`, `rank:K`, `rank:K+int:8`.
         selection: the parts; None for input and forget gates of all matrices.
         split: of the data.
         beam, batch_size: as for `Evaluator`.
