@@ -110,16 +110,12 @@ class GateStatistics:
         return sums[GATES.index(gate)] / (self.steps or np.nan)
 
     def as_json(self) -> dict[str, Any]:
-        """The two gates' shares, means and histograms, for a file; null for a mean that is no number."""
-        gates = {}
+        """The two gates' shares, means and histograms, for a file; None for what is no number."""
+        gates: dict[str, Any] = {}
         for number, gate in enumerate(GATES):
-            mean = self.mean(gate)
-            gates[gate] = {
-                "low": self.share_low(gate),
-                "high": self.share_high(gate),
-                "mean": mean if np.isfinite(mean) else None,
-                "histogram": self.histogram[number].tolist(),
-            }
+            values = {"low": self.share_low(gate), "high": self.share_high(gate), "mean": self.mean(gate)}
+            gates[gate] = {name: value if np.isfinite(value) else None for name, value in values.items()}
+            gates[gate]["histogram"] = self.histogram[number].tolist()
         return gates
 
 
