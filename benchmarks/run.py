@@ -3,6 +3,7 @@
     python -m benchmarks.run layer [--shapes T,B,I,H …] [--dtypes …] [--peers …] [--rounds N] [--no-sweep]
     python -m benchmarks.run end-to-end [--data DATA_BIN] [--checkpoint STOCK.pt] [--encoders …] [--repeats N]
     python -m benchmarks.run language-model [--data DATA_BIN] [--units …] [--blocks ROWSxTOKENS …] [--rounds N]
+    python -m benchmarks.run gate-log [--data DATA_BIN] [--repeats N]
 
 All print a Markdown table and write it as results.md, with results.json, into --out. --smoke runs tiny sizes, to see
 that everything works.
@@ -14,11 +15,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import end_to_end, language_model, layer, peers
+from benchmarks import end_to_end, gate_log, language_model, layer, peers
 from benchmarks.bars import LAYER_SHAPES, Shape
 from benchmarks.language_model import Blocks
 from benchmarks.machine import ROOT, cores
-from benchmarks.tables import end_to_end_markdown, language_model_markdown, layer_markdown
+from benchmarks.tables import end_to_end_markdown, gate_log_markdown, language_model_markdown, layer_markdown
 from examples.common.errors import UserError, run_main
 
 DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}
@@ -42,6 +43,13 @@ NUMBERS = {
         "warmup": (50, 2, "updates at its beginning that are not counted"),
         "checkpoint-updates": (100, 4, "of the training of the checkpoints to evaluate"),
     },
+    "gate-log": {
+        "repeats": (7, 1, "trainings of each arm"),
+        "updates": (60, 6, "of each training"),
+        "interval": (10, 2, "updates between lines of its log"),
+        "warmup": (20, 2, "updates at its beginning that are not counted"),
+        "max-tokens": (4000, 400, "in a batch"),
+    },
 }
 
 
@@ -58,7 +66,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog=usage,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    modes = parser.add_subparsers(dest="mode", required=True, metavar="layer|end-to-end|language-model")
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="|".join(NUMBERS))
     one = modes.add_parser("layer", help="time of one layer")
     one.add_argument("--shapes", type=_shape, nargs="+", metavar="T,B,I,H", help="default: those of the bars")
     one.add_argument("--dtypes", nargs="+", choices=DTYPES["cuda"], help="default: float32; on CUDA all")
@@ -82,7 +90,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     text.add_argument("--blocks", type=_blocks, nargs="+", metavar="ROWSxTOKENS",
                       help="that the test set is read in (default: 20x35 and 1x70)")  # fmt: skip
 
-    for mode in (whole, text):
+    log = modes.add_parser("gate-log", help="what the log of the gates costs a training")
+    log.add_argument("--data", type=_path, metavar="DATA_BIN",
+                     help="default: the quickstart's corpus, made if need be")  # fmt: skip
+
+    for mode in (whole, text, log):
         mode.add_argument("--precisions", nargs="+", choices=PRECISIONS["cuda"],
                           help="of training (default: float32; on CUDA both)")  # fmt: skip
         mode.add_argument("--work", type=_path, default=ROOT / "runs/benchmark", metavar="DIR",
@@ -183,6 +195,17 @@ def run_language_model(options: argparse.Namespace) -> str:
     return language_model_markdown(language_model.run(settings))
 
 
+def run_gate_log(options: argparse.Namespace) -> str:
+    """Trains with and without records of the gates; returns the table."""
+    settings = gate_log.Settings(
+        data=options.data or end_to_end.embedded_corpus(options.work, options.smoke),
+        rounds=options.repeats,
+        max_tokens=options.max_tokens,
+        **_model_settings(options),
+    )
+    return gate_log_markdown(gate_log.run(settings))
+
+
 def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": options.device,
@@ -200,7 +223,12 @@ def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parse_arguments(arguments)
-    runs = {"layer": run_layer, "end-to-end": run_end_to_end, "language-model": run_language_model}
+    runs = {
+        "layer": run_layer,
+        "end-to-end": run_end_to_end,
+        "language-model": run_language_model,
+        "gate-log": run_gate_log,
+    }
     table = runs[options.mode](options)
     print("", table, f"results.json and results.md written to {options.out}", sep="\n")
 

@@ -117,6 +117,33 @@ def language_model_markdown(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
+def gate_log_markdown(result: Result) -> str:
+    """A table of trainings with and without records of the gates, and what is needed to repeat them."""
+    settings = result["settings"]
+    usual = result["training"][0]["usual"]
+    head = ["precision", "recorded every", "ms an update", "ratio to never", "ms a record"]
+    lines = _head([*head, f"share of the time at `--gate-log-interval {usual}`"], texts=2)
+    for row in result["training"]:
+        for arm in row["arms"]:
+            cells = [row["precision"], _updates(arm["interval"]), _milliseconds(arm)]
+            if arm["interval"] > 0:
+                cells += [f"{arm['ratio']:.3f} ({arm['iqr_by_repeat']:.3f})", f"{1000 * arm['s_per_record']:.1f}"]
+                cells.append(f"{arm['share_at_usual']:.2%}")
+            lines.append(_line([*cells, *[""] * (len(head) + 1 - len(cells))]))
+    same = all(row["same_batches"] for row in result["training"])
+    lines += [
+        "",
+        f"{_runs(settings['repeats'])} Time of updates {settings['warmup'] + 1} to {settings['updates']} of each "
+        f"training, from fairseq's log. The arms saw {_same(same)} batches, by their target tokens. A record costs "
+        "what an update took longer than one without, times the updates from record to record.",
+        "",
+        _data_and_recipe(settings),
+        "",
+        sentence(result),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def sizes(row: Result) -> str:
     """(T, B, I, H) of a row."""
     return f"({', '.join(str(size) for size in row['shape'].values())})"
@@ -187,6 +214,10 @@ def _verdict(found: Result | None) -> str:
 
 def _in_mebibytes(spread: Result) -> Result:
     return {key: value / 2**20 if isinstance(value, float) else value for key, value in spread.items()}
+
+
+def _updates(interval: int) -> str:
+    return {0: "never", 1: "update"}.get(interval, f"{interval} updates")
 
 
 def _same(same: bool) -> str:

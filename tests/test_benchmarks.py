@@ -10,13 +10,14 @@ import torch
 from conftest import run_module
 from tiny_runs import training_config
 
-from benchmarks import comparison, end_to_end, fairseq_runs, language_model, peers, run
+from benchmarks import comparison, end_to_end, fairseq_runs, gate_log, language_model, peers, run
 from benchmarks.bars import CPU_SHAPES, CUDA_SHAPES, END_TO_END_BARS, LANGUAGE_MODEL_BARS, Shape, layer_bar
-from benchmarks.tables import language_model_markdown, layer_markdown
+from benchmarks.tables import gate_log_markdown, language_model_markdown, layer_markdown
 from benchmarks.timing import Spread, in_turns, ratio, time_interleaved
 from examples.common.errors import UserError
 from fairseq_g2lstm import G2LSTM, ops
 from fairseq_g2lstm.checkpoints import read_checkpoint
+from fairseq_g2lstm.gates.training import read_gate_log
 from fairseq_g2lstm.philox import draw_seed
 from fairseq_g2lstm.reference import gate_noise
 
@@ -293,6 +294,38 @@ def test_the_end_to_end_benchmark_trains_and_translates_with_both_arms(tiny_data
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_the_gates_log_trains_with_and_without_it(tiny_data, tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    done = run_module(
+        *("benchmarks.run", "gate-log", "--smoke", "--device", "cpu", "--threads", 1, "--data", tiny_data),
+        *("--work", work, "--out", out),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "results.json").read_text())
+    assert result["complete"] and result["training"][0]["same_batches"]
+    assert [arm["interval"] for arm in result["training"][0]["arms"]] == [0, 10, 1]
+    logs = {path.parent.name: read_gate_log(path) for path in (work / "gate-log").glob("*/gates.jsonl")}
+    assert {arm: {record["update"] for record in log} for arm, log in logs.items()} == {"1": set(range(6)), "10": {0}}
+    table = (out / "results.md").read_text()
+    assert table in done.stdout and table == gate_log_markdown(result)
+    for row in ("| float32 | never |", "| float32 | 10 updates |", "| float32 | update |"):
+        assert row in table
+    assert str(tmp_path) not in (out / "results.json").read_text() + table
+
+
+def test_what_a_record_of_the_gates_costs_is_the_time_beyond_an_update_without():
+    def training(seconds: float) -> fairseq_runs.Training:
+        return fairseq_runs.Training((fairseq_runs.Interval(10, 1.0, 10 * seconds),) * 2, 0)
+
+    found = gate_log.compare({"0": [training(0.2)] * 3, "10": [training(0.21)] * 3, "1": [training(0.3)] * 3})
+    never, tenth, each = found["arms"]
+    assert never["median_s"] == pytest.approx(0.2) and "ratio" not in never
+    assert each["s_per_record"] == pytest.approx(0.1) == tenth["s_per_record"]
+    assert each["ratio"] == pytest.approx(1.5)
+    assert each["share_at_usual"] == pytest.approx(0.1 / 100 / 0.2) and found["usual"] == 100
+
+
+@pytest.mark.slow
 def test_the_language_model_benchmark_evaluates_and_trains_with_all_arms(tiny_text, tmp_path):
     out, work = tmp_path / "out", tmp_path / "work"
     done = run_module(
@@ -403,6 +436,7 @@ def test_cuda_without_a_gpu_gets_a_sentence():
     ("mode", "sentence"),
     [
         ("end-to-end", "fairseq-preprocess wrote: it lacks dict.*.txt or train.*.bin"),
+        ("gate-log", "fairseq-preprocess wrote: it lacks dict.*.txt or train.*.bin"),
         ("language-model", "fairseq-preprocess --only-source wrote: it lacks dict.txt, train.bin or test.bin"),
     ],
 )
