@@ -183,6 +183,23 @@ def test_a_histograms_line_is_drawn_through_its_counts(opened):
             np.testing.assert_allclose(np.array(heights[series]) / 136 * top, shares, atol=1e-3)
 
 
+def test_a_logarithmic_scale_can_be_chosen(opened):
+    driver = opened()
+    data = json.loads(texts(driver, "#data")[0])
+    before = texts(driver, "#histograms path.line")
+    (_, logarithmic) = driver.find_elements(By.CSS_SELECTOR, "#histograms option")
+    logarithmic.click()
+    chart = driver.find_element(By.CSS_SELECTOR, "#histograms svg.chart")
+    labels = [text.text for text in chart.find_elements(By.TAG_NAME, "text") if "%" in text.text]
+    assert labels[:3] == ["0.01%", "0.1%", "1%"] and len(texts(driver, "#histograms path.line")) == len(before)
+    path = chart.find_element(By.CSS_SELECTOR, "path.line").get_attribute("d")
+    heights = [146 - float(y) for y in re.findall(r"[ML][\d.]+ ([\d.e-]+)H", path)]
+    found = data["models"][0]["places"]["0"]["input"]
+    decade = 136 / (len(labels) - 1)
+    expected = [max(0, np.log10(max(count, 1e-9) / found["gates"] / 1e-4)) * decade for count in found["histogram"]]
+    assert heights == pytest.approx(expected, abs=0.01)
+
+
 def test_pointing_at_a_token_shows_its_units_as_they_were_recorded(opened, sentences):
     driver = opened()
     cards = driver.find_elements(By.CSS_SELECTOR, "#sentences .card")

@@ -159,10 +159,9 @@ def describe(settings: GateSettings) -> str:
     mode = settings.mode(training=False)
     text = f"{settings.gate_type} gates"
     if settings.gate_type != "sigmoid":
-        text += f", temperature {settings.temperature:g}"
-    if mode.hard:
-        return f"{text}, each 0 or 1 here"
-    return f"{text}, divided by the temperature here" if mode.temperature != 1 else text
+        also = " and here" if mode.temperature != 1 else ""
+        text += f", temperature {settings.temperature:g} in training{also}"
+    return f"{text}, each 0 or 1 here" if mode.hard else text
 
 
 def _shares(found: Shares) -> dict[str, Any]:

@@ -26,11 +26,25 @@ function chart(name, xTicks, yTicks) {
   return svg;
 }
 
-function histogramChart(place, gate, highest) {
+// How shares from 0 to `highest` stand on a chart: a place from 0 to 1 of each, and ticks.
+function linearScale(highest) {
+  const ticks = [0, 0.5, 1].map((part) => [part, percent(part * highest, highest < 0.1 ? 1 : 0)]);
+  return { place: (share) => share / highest, ticks };
+}
+
+const LEAST = 1e-4; // that a logarithmic chart shows
+function logarithmicScale(highest) {
+  const decades = Math.ceil(Math.log10(highest / LEAST) - 1e-9);
+  const place = (share) => Math.max(0, Math.log10(share / LEAST) / decades);
+  const ticks = Array.from({ length: decades + 1 }, (_, power) => [power / decades, +(100 * LEAST * 10 ** power).toPrecision(1) + "%"]);
+  return { place, ticks };
+}
+
+function histogramChart(place, gate, scale) {
   const models = report.models.map((model, series) => ({ model, series })).filter(({ model }) => place in model.places);
   const name = `${report.places[place].label}, ${gate} gates`;
   const ticks = [0, 0.1, 0.5, 0.9, 1].map((value) => [value, String(value)]);
-  const svg = chart("Histogram: " + name, ticks, [0, 0.5, 1].map((part) => [part, percent(part * highest, highest < 0.1 ? 1 : 0)]));
+  const svg = chart("Histogram: " + name, ticks, scale.ticks);
   for (const start of [0, 0.9]) {
     svg.prepend(drawing("rect", { class: "ends", x: across(start), y: up(1), width: across(0.1) - across(0), height: up(0) - up(1) }));
   }
@@ -42,7 +56,7 @@ function histogramChart(place, gate, highest) {
   models.forEach(({ series }, number) => {
     let path = "";
     shares[number].forEach((share, bin) => {
-      path += `${bin ? "L" : "M"}${across(bin / bins)} ${up(share / highest)}H${across((bin + 1) / bins)}`;
+      path += `${bin ? "L" : "M"}${across(bin / bins)} ${up(scale.place(share))}H${across((bin + 1) / bins)}`;
     });
     const group = drawing("g", { class: "series-" + (series % 6) });
     group.append(
@@ -70,13 +84,19 @@ function drawHistograms() {
       for (const gate of GATES) highest = Math.max(highest, ...gates[gate].histogram.map((count) => count / gates[gate].gates));
     }
   }
-  for (const gate of GATES) {
-    const charts = element("div", { class: "charts" });
-    report.places.forEach(({ label }, place) => {
-      charts.append(element("figure", {}, element("figcaption", {}, label), histogramChart(place, gate, roundUp(highest))));
-    });
-    find("#histograms .content").append(element("h3", {}, gate + " gates"), charts);
-  }
+  const scales = [linearScale(roundUp(highest)), logarithmicScale(highest)];
+  const draw = (scale) => {
+    find("#histograms .content").replaceChildren();
+    for (const gate of GATES) {
+      const charts = element("div", { class: "charts" });
+      report.places.forEach(({ label }, place) => {
+        charts.append(element("figure", {}, element("figcaption", {}, label), histogramChart(place, gate, scales[scale])));
+      });
+      find("#histograms .content").append(element("h3", {}, gate + " gates"), charts);
+    }
+  };
+  find("#histograms .controls").append(select("scale of the shares", [[0, "linear"], [1, "logarithmic"]], draw));
+  draw(0);
 }
 
 // which: 1 for the share of decided gates, 2 for the mean.
