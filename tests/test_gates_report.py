@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_module, train_in_process, train_options
+from conftest import ROOT, run_module, train_in_process, train_options
 from fairseq.data import indexed_dataset
 from fairseq.sequence_generator import SequenceGenerator
 from gate_models import DirectModel, spread
@@ -495,6 +495,23 @@ def test_gates_that_are_no_numbers_get_a_sentence(models, tiny_data, tmp_path, c
     torch.save(state, tmp_path / "diverged.pt")
     error = refusal(capsys, tmp_path / "diverged.pt", tiny_data, "--out", tmp_path / "out")
     assert "gates of decoder, layer 1 are no numbers" in error
+
+
+@pytest.mark.parametrize("option", ["--beam", "--max-sentences"])
+def test_a_number_below_one_gets_a_sentence(option, tiny_data, capsys):
+    with pytest.raises(SystemExit):
+        run("checkpoint.pt", tiny_data, "--out", "out", option, "0")
+    assert f"argument {option}: must be a number >= 1, got 0" in capsys.readouterr().err
+
+
+def test_the_page_of_the_documents_has_a_row_for_each_option_with_its_default():
+    text = (ROOT / "docs" / "gates.md").read_text()
+    rows = dict(re.findall(r"^\| `(--[a-z-]+)` \| ([^|]*?) ?\|", text, re.MULTILINE))
+    for action in command._parser()._actions:
+        if action.option_strings and action.dest != "help":
+            default = rows.pop(action.option_strings[-1]).strip("`")
+            assert action.default in (None, False) or default == str(action.default)
+    assert not rows
 
 
 def test_the_command_runs_by_itself(models, tiny_data, tmp_path):

@@ -28,7 +28,7 @@ CHOSEN = 6  # sentences, where none is named
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    options = _parse(arguments)
+    options = _parser().parse_args(arguments)
     logging.getLogger().setLevel(logging.WARNING)  # fairseq tells every dictionary's size
     try:
         _run(options)
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fairseq_g2lstm.gates",
         description="Reads a data set with trained models, and writes report.html, which needs no server and no "
@@ -52,24 +52,27 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--names", nargs="+", metavar="NAME", help="of the models (default: their folders)")
     parser.add_argument("--split", default="test", help="(default: %(default)s)")
     parser.add_argument(
-        "--max-sentences", type=int, default=1000, metavar="N", help="read the split's first N (default: %(default)s)"
-    )
+        "--max-sentences", type=_positive, default=1000, metavar="N",
+        help="read the split's first N (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--sentences", type=int, nargs="+", metavar="N",
         help="show these token by token, by fairseq's numbers, the first is 0 "
         f"(default: {CHOSEN} of 6 to 20 tokens, spread evenly over what is read)",
     )  # fmt: skip
-    parser.add_argument("--beam", type=int, default=5, help="of the translations (default: %(default)s)")
+    parser.add_argument("--beam", type=_positive, default=5, metavar="N", help="of translations (default: %(default)s)")
     parser.add_argument(
         "--moves", action="store_true",
         help="read the data with the checkpoints of epochs and updates in the models' folders too (checkpointN.pt, "
         f"checkpoint_N_M.pt) to draw how the gates moved; without it, that is drawn where training wrote {FILE_NAME}",
     )  # fmt: skip
-    options = parser.parse_args(arguments)
-    for name in ("max_sentences", "beam"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be >= 1, got {getattr(options, name)}")
-    return options
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number >= 1, got {text}")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> None:
