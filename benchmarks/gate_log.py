@@ -1,20 +1,25 @@
-"""What the log of the gates costs a training: `g2lstm` with records every update, every tenth, and without."""
+"""What the log of the gates costs a training.
+
+`g2lstm` is trained with a record at every other update, and without any, on the same batches. In each training the time
+of the one half of the updates is divided by that of the other half, which the machine's other load meets alike. The
+quotient with records over the one without is the time of an update with a record, measured in updates without.
+"""
 
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks import machine
-from benchmarks.comparison import ModelSettings, Result, against, describe_data, same_tokens, train_in_turns, write_json
+from benchmarks.comparison import ModelSettings, Result, describe_data, same_tokens, train_in_turns, write_json
 from benchmarks.end_to_end import ARMS, ENCODERS, RECIPE, SMALL
-from benchmarks.fairseq_runs import PRECISIONS, Training
+from benchmarks.fairseq_runs import PRECISIONS, Interval, Training
 from benchmarks.tables import gate_log_markdown
-from benchmarks.timing import Spread
+from benchmarks.timing import Spread, ratio
 from examples.common.files import write_text
 
-# Updates from record to record of each arm; 0 is never.
-INTERVALS = (0, 10, 1)
-# At which the share of the time is given.
+# Updates from record to record of each arm.
+INTERVALS = {"never": 0, "every other update": 2}
+# The interval at which the share of the time is given.
 USUAL = 100
 
 
@@ -57,37 +62,46 @@ def run(settings: Settings) -> Result:
     }
     for precision in settings.precisions:
         options = [*ARMS["g2lstm"], *RECIPE, *settings.options, *PRECISIONS[precision]]
-        arms = {str(n): [*options, "--gate-log-interval", str(n), *_folder(settings, n)] for n in INTERVALS}
+        arms = {arm: [*options, *_log_options(settings, interval)] for arm, interval in INTERVALS.items()}
         runs = train_in_turns(settings, arms, "gate-log", precision)
-        result["training"].append({"precision": precision, "same_batches": same_tokens(runs), **compare(runs)})
+        first = settings.schedule()["warmup"]
+        row = {"precision": precision, "same_batches": same_tokens(runs), **compare(runs, first)}
+        result["training"].append(row)
     result["complete"] = True
     write_json(result, settings.out)
     write_text(settings.out / "results.md", gate_log_markdown(result))
     return result
 
 
-def _folder(settings: Settings, interval: int) -> list[str]:
-    return ["--save-dir", str(settings.work / "gate-log" / str(interval))]
+def _log_options(settings: Settings, interval: int) -> list[str]:
+    return ["--gate-log-interval", str(interval), "--save-dir", str(settings.work / "gate-log" / str(interval))]
 
 
-def compare(runs: Mapping[str, Sequence[Training]]) -> Result:
-    """Seconds of an update with each interval beside those without records, for JSON.
+def compare(runs: Mapping[str, Sequence[Training]], first: int) -> Result:
+    """What a record takes, for JSON.
 
     Args:
-        runs: interval -> its trainings; "0" is without.
+        runs: arm -> its trainings, with an interval for each update.
+        first: updates done before the first interval.
     """
-    seconds = {interval: Spread(tuple(map(_seconds_per_update, trainings))) for interval, trainings in runs.items()}
-    without = seconds["0"]
-    rows = []
-    for interval, spread in seconds.items():
-        row = {"interval": int(interval), **spread.as_dict("s")}
-        if int(interval) > 0:
-            a_record = int(interval) * (spread.median - without.median)
-            row |= {**against(spread, without, None), "s_per_record": a_record}
-            row["share_at_usual"] = a_record / USUAL / without.median
-        rows.append(row)
-    return {"usual": USUAL, "arms": rows}
+    quotients = {arm: Spread(tuple(_quotient(run, first) for run in trainings)) for arm, trainings in runs.items()}
+    _, in_updates = ratio(quotients["every other update"], quotients["never"])
+    a_record = Spread(tuple(value - 1 for value in in_updates.values))
+    an_update = Spread(tuple(_mean(run.intervals) for run in runs["never"]))
+    return {
+        "update": an_update.as_dict("s"),
+        "quotients": {arm: spread.as_dict("updates") for arm, spread in quotients.items()},
+        "record": a_record.as_dict("updates"),
+        "usual": USUAL,
+        "share_at_usual": a_record.median / USUAL,
+    }
 
 
-def _seconds_per_update(training: Training) -> float:
-    return sum(part.seconds for part in training.intervals) / sum(part.updates for part in training.intervals)
+def _quotient(training: Training, first: int) -> float:
+    """Time of the updates that the second arm records, those after an even number, over that of the others."""
+    parts = training.intervals
+    return _mean(parts[first % 2 :: 2]) / _mean(parts[1 - first % 2 :: 2])
+
+
+def _mean(parts: Sequence[Interval]) -> float:
+    return sum(part.seconds for part in parts) / len(parts)

@@ -118,24 +118,22 @@ def language_model_markdown(result: Result) -> str:
 
 
 def gate_log_markdown(result: Result) -> str:
-    """A table of trainings with and without records of the gates, and what is needed to repeat them."""
+    """A table of what a record of the gates takes, and what is needed to repeat it."""
     settings = result["settings"]
     usual = result["training"][0]["usual"]
-    head = ["precision", "recorded every", "ms an update", "ratio to never", "ms a record"]
-    lines = _head([*head, f"share of the time at `--gate-log-interval {usual}`"], texts=2)
+    head = ["precision", "ms an update", "quotient without records", "quotient with", "a record, in updates"]
+    lines = _head([*head, f"share of the time at `--gate-log-interval {usual}`"], texts=1)
     for row in result["training"]:
-        for arm in row["arms"]:
-            cells = [row["precision"], _updates(arm["interval"]), _milliseconds(arm)]
-            if arm["interval"] > 0:
-                cells += [f"{arm['ratio']:.3f} ({arm['iqr_by_repeat']:.3f})", f"{1000 * arm['s_per_record']:.1f}"]
-                cells.append(f"{arm['share_at_usual']:.2%}")
-            lines.append(_line([*cells, *[""] * (len(head) + 1 - len(cells))]))
+        quotients = (_median(row["quotients"][arm], "updates", ".3f") for arm in ("never", "every other update"))
+        cells = [row["precision"], _milliseconds(row["update"]), *quotients, _median(row["record"], "updates", ".3f")]
+        lines.append(_line([*cells, f"{row['share_at_usual']:.2%}"]))
     same = all(row["same_batches"] for row in result["training"])
     lines += [
         "",
         f"{_runs(settings['repeats'])} Time of updates {settings['warmup'] + 1} to {settings['updates']} of each "
-        f"training, from fairseq's log. The arms saw {_same(same)} batches, by their target tokens. A record costs "
-        "what an update took longer than one without, times the updates from record to record.",
+        "training, from fairseq's log. The quotient is the mean time of the updates that the one arm records and the "
+        "other does not over that of those between, which neither records; a record takes what the one quotient is "
+        f"above the other. The arms saw {_same(same)} batches, by their target tokens.",
         "",
         _data_and_recipe(settings),
         "",
@@ -214,10 +212,6 @@ def _verdict(found: Result | None) -> str:
 
 def _in_mebibytes(spread: Result) -> Result:
     return {key: value / 2**20 if isinstance(value, float) else value for key, value in spread.items()}
-
-
-def _updates(interval: int) -> str:
-    return {0: "never", 1: "update"}.get(interval, f"{interval} updates")
 
 
 def _same(same: bool) -> str:
