@@ -18,7 +18,7 @@ from benchmarks.timing import Spread, ratio
 from examples.common.files import write_text
 
 # Updates from record to record of each arm.
-INTERVALS = {"never": 0, "every other update": 2}
+INTERVALS = {"never": 0, "recorded": 2}
 # The interval at which the share of the time is given.
 USUAL = 100
 
@@ -85,7 +85,7 @@ def compare(runs: Mapping[str, Sequence[Training]], first: int) -> Result:
         first: updates done before the first interval.
     """
     quotients = {arm: Spread(tuple(_quotient(run, first) for run in trainings)) for arm, trainings in runs.items()}
-    _, in_updates = ratio(quotients["every other update"], quotients["never"])
+    _, in_updates = ratio(quotients["recorded"], quotients["never"])
     a_record = Spread(tuple(value - 1 for value in in_updates.values))
     an_update = Spread(tuple(_mean(run.intervals) for run in runs["never"]))
     return {

@@ -124,7 +124,7 @@ def gate_log_markdown(result: Result) -> str:
     head = ["precision", "ms an update", "quotient without records", "quotient with", "a record, in updates"]
     lines = _head([*head, f"share of the time at `--gate-log-interval {usual}`"], texts=1)
     for row in result["training"]:
-        quotients = (_median(row["quotients"][arm], "updates", ".3f") for arm in ("never", "every other update"))
+        quotients = (_median(row["quotients"][arm], "updates", ".3f") for arm in ("never", "recorded"))
         cells = [row["precision"], _milliseconds(row["update"]), *quotients, _median(row["record"], "updates", ".3f")]
         lines.append(_line([*cells, f"{row['share_at_usual']:.2%}"]))
     same = all(row["same_batches"] for row in result["training"])

@@ -320,7 +320,7 @@ def test_a_record_of_the_gates_takes_what_recorded_updates_take_longer_than_the_
     # Batches after an even number of updates are larger; in the second round the machine is half as fast.
     without = [training(0.3, 0.2), training(0.6, 0.4)]
     recorded = [training(0.36, 0.2), training(0.72, 0.4)]
-    found = gate_log.compare({"never": without, "every other update": recorded}, first)
+    found = gate_log.compare({"never": without, "recorded": recorded}, first)
     assert found["record"]["values_updates"] == [pytest.approx(0.2)] * 2
     assert found["share_at_usual"] == pytest.approx(0.002) and found["usual"] == 100
     assert found["update"]["values_s"] == [pytest.approx(0.25), pytest.approx(0.5)]
