@@ -18,9 +18,11 @@ from lm_runs import train_lm
 
 from fairseq_g2lstm import ops
 from fairseq_g2lstm.checkpoints import read_checkpoint
-from fairseq_g2lstm.gates import GATES
+from fairseq_g2lstm.gates import GATES, pictures
 from fairseq_g2lstm.gates import __main__ as command
+from fairseq_g2lstm.gates.moves import moments
 from fairseq_g2lstm.gates.page import render
+from fairseq_g2lstm.gates.report import ModelGates
 from fairseq_g2lstm.gates.tokens import readable, sentence
 from fairseq_g2lstm.gates.walk import Reader
 from fairseq_g2lstm.loading import load_model
@@ -250,6 +252,29 @@ def test_there_is_a_picture_of_the_histograms_and_of_each_sentence(report):
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
 
 
+def test_the_pictures_axes_hold_all_that_is_drawn(models, tiny_data):
+    pytest.importorskip("matplotlib", reason="draws with matplotlib, which is not installed")
+    shown = []
+    for name, checkpoint in models.items():
+        reader = Reader(checkpoint, tiny_data, "test")
+        statistics, _ = reader.read(10)
+        line = [moment for n in (0, 50, 90) for moment in moments(n, statistics)]
+        growing = [moment._replace(high=number / 100) for number, moment in enumerate(line)]
+        shown.append(ModelGates(name, reader.gate_settings, 90, statistics, [], growing))
+    for figure in (pictures._moves(shown), pictures._histograms(shown)):
+        for axis in figure.axes:
+            (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+            drawn = [line.get_xydata() for line in axis.lines]
+            for outline in axis.patches:
+                if hasattr(outline, "get_data"):
+                    values, edges, _ = outline.get_data()
+                    drawn.append(np.stack((edges[1:], values), 1))
+            assert len(drawn) == 2
+            for x, y in np.concatenate(drawn):
+                assert left <= x <= right and bottom <= y <= top
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == list(models)
+
+
 def test_without_matplotlib_the_page_and_the_tables_are_written_all_the_same(
     models, tiny_data, tmp_path, monkeypatch, capsys
 ):
@@ -429,7 +454,7 @@ def test_too_large_a_page_has_fewer_sentences_or_is_refused(models, tiny_data, t
     monkeypatch.setattr(command, "MAX_BYTES", size - 1)
     assert run(*whole, tmp_path / "smaller") == 0
     counts = [len(data_of(tmp_path / name)["sentences"]) for name in ("whole", "smaller")]
-    assert counts == [6, 5]
+    assert counts == [6, 5] and "shows 5 sentences: more do not fit" in capsys.readouterr().err
     chosen = [shown["number"] for shown in data_of(tmp_path / "whole")["sentences"]]
     assert run(*whole, tmp_path / "refused", "--sentences", *chosen) == 1
     assert "give fewer --sentences, or fewer models" in capsys.readouterr().err

@@ -108,6 +108,9 @@ def _run(options: argparse.Namespace) -> None:
         written += write_pictures(models, options.out)
     except ImportError:
         print("no pictures: matplotlib is not installed", file=sys.stderr)
+    n_shown = len(models[0].sentences)
+    if n_shown < len(chosen):
+        print(f"shows {n_shown} sentences: more do not fit into {MAX_BYTES / 1e6:g} MB", file=sys.stderr)
     print(f"wrote {written[0]} ({len(page.encode()) / 1e6:.1f} MB), and beside it")
     print(", ".join(path.name for path in written[1:]))
 

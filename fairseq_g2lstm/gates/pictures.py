@@ -91,7 +91,7 @@ def _histograms(models: Sequence[ModelGates]) -> Any:
             if column == 0:
                 axis.set_ylabel(f"share of the {gate} gates")
     axes[0][0].set_ylim(0, None)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(models), frameon=False)
+    _legend(figure, axes[0][0])
     return figure
 
 
@@ -106,23 +106,30 @@ def _moves(models: Sequence[ModelGates]) -> Any:
         for row, gate in enumerate(GATES):
             for number, model in enumerate(models):
                 line = [moment for moment in model.moments if moment.place == place and moment.gate == gate]
+                if not line:
+                    continue
                 updates = [moment.updates for moment in line]
                 style = {**_line(number), "marker": "o" if len(line) < 30 else "", "markersize": 3, "linewidth": 1.5}
                 axes[2 * row][column].plot(updates, [m.low + m.high for m in line], label=model.name, **style)
                 axes[2 * row + 1][column].plot(updates, [m.mean for m in line], **style)
             axes[2 * row][column].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            axes[2 * row][column].set_ylim(0, None)
-            axes[2 * row + 1][column].set_ylim(0, 1)
             if column == 0:
                 axes[2 * row][column].set_ylabel(f"{gate} gates\nwithin 0.1 of an end")
                 axes[2 * row + 1][column].set_ylabel(f"{gate} gates\nmean")
         axes[0][column].set_title(place.label, fontsize=11)
         axes[3][column].set_xlabel("updates")
-        axes[0][column].set_xlim(0, None)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(models), frameon=False)
+        axis.set_xlim(0, None)
+    for row in range(4):  # only now: a limit that is set ends the fitting of the other
+        axes[row][0].set_ylim(0, 1 if row % 2 else None)
+    _legend(figure, axes[0][0])
     return figure
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    lines, names = axis.get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside upper center", ncols=len(names), frameon=False)
 
 
 def _sentence(shown: SentenceGates, beside: Sequence[SentenceGates], name: str) -> Any:

@@ -129,7 +129,7 @@ function drawMoves() {
     find("#moves").remove();
     return;
   }
-  find("#moves .legend").append(...legend());
+  find("#moves .legend").append(...legend((model) => model.moments.length > 0));
   const points = lines.flatMap((line) => line.points);
   const last = Math.max(1, ...points.map((point) => point[0]));
   const highest = roundUp(Math.max(0.01, ...points.map((point) => point[1])));

@@ -28,8 +28,9 @@ function key(series) {
   return drawing("svg", { class: "key series-" + (series % 6), viewBox: "0 0 28 12", "aria-hidden": "true" }, line);
 }
 
-function legend() {
-  return report.models.map((model, series) => element("span", {}, key(series), model.name));
+function legend(isShown = () => true) {
+  const keys = report.models.map((model, series) => element("span", {}, key(series), model.name));
+  return keys.filter((_, series) => isShown(report.models[series]));
 }
 
 function select(label, options, changed, attributes = {}) {
