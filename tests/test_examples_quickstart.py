@@ -427,6 +427,11 @@ def test_the_whole_quickstart_runs_and_a_second_call_repeats_nothing(tmp_path):
     assert again.stdout.count("finished before, kept") == 4
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == table
 
+    command = [sys.executable, "-m", "examples.gates.run", "--quickstart", str(tmp_path)]
+    report = subprocess.run([*command, "--out", str(tmp_path / "report")], cwd=ROOT, capture_output=True, text=True)
+    assert report.returncode == 0, report.stderr
+    assert all(f"{arm}: read 40 sentences" in report.stderr for arm in arms.ARMS)
+
 
 @pytest.mark.slow
 def test_a_terminated_training_goes_on_and_another_recipe_starts_over(tmp_path):
