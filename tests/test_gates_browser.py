@@ -224,6 +224,41 @@ def test_pointing_at_a_token_shows_its_units_as_they_were_recorded(opened, sente
             assert means == pytest.approx([kind[position].mean() for kind in gates[label]], abs=0.005 + 0.5 / 255)
 
 
+def test_a_unit_can_shade_the_tokens_alone_and_is_followed_from_token_to_token(opened, sentences):
+    driver = opened()
+    card = driver.find_element(By.CSS_SELECTOR, "#sentences .card")
+    shown, (row, forget_row, *_) = sentences[0][0], card.find_elements(By.CSS_SELECTOR, ".tokens")
+    gates = next(values for place, values in shown.gates.items() if place.label == "encoder, layer 1")
+    tokens = row.find_elements(By.CSS_SELECTOR, ".token")
+    point_at(driver, tokens[1])
+    square = card.find_element(By.CSS_SELECTOR, ".cells.gate-input i[data-unit='6']")
+    point_at(driver, square)
+    point_at(driver, tokens[3])
+    said = [float(value) for value in re.findall(r"gate ([\d.]+)", card.find_element(By.CSS_SELECTOR, ".readout").text)]
+    assert said == pytest.approx([kind[3, 6] for kind in gates], abs=0.005 + 0.5 / 255)
+    card.find_element(By.CSS_SELECTOR, ".cells.gate-input i[data-unit='6']").click()
+    assert "unit 6 alone" in card.find_element(By.CSS_SELECTOR, ".side h4").text
+
+    def shades(line: WebElement) -> list[float]:
+        script = "return arguments[0].map((token) => Number(token.style.getPropertyValue('--value')))"
+        return driver.execute_script(script, line.find_elements(By.CSS_SELECTOR, ".token"))
+
+    assert shades(row) == pytest.approx(gates[0][:, 6].tolist(), abs=0.5 / 255 + 1e-6)
+    assert shades(forget_row) == pytest.approx(gates[1][:, 6].tolist(), abs=0.5 / 255 + 1e-6)
+    assert tokens[2].get_attribute("aria-label").endswith("of unit 6")
+    card.find_element(By.CSS_SELECTOR, ".panel button").click()
+    means = gates[0].mean(1)
+    order = np.argsort(shades(row))
+    assert np.allclose(np.sort(means), means[order], atol=1 / 255)
+    assert tokens[2].get_attribute("aria-label").endswith("on average")
+    # and by keys
+    cells = card.find_element(By.CSS_SELECTOR, ".cells.gate-forget")
+    driver.execute_script("arguments[0].focus()", cells)
+    cells.send_keys(Keys.ARROW_RIGHT, Keys.ENTER)
+    assert card.find_element(By.CSS_SELECTOR, ".readout").text.startswith("unit 7: ")
+    assert shades(row) == pytest.approx(gates[0][:, 7].tolist(), abs=0.5 / 255 + 1e-6)
+
+
 def test_another_layer_and_another_sentence_can_be_chosen(opened, sentences):
     driver = opened()
 
@@ -244,7 +279,7 @@ def test_another_layer_and_another_sentence_can_be_chosen(opened, sentences):
         text, value = re.fullmatch(r"(.*): input gates ([\d.]+) on average", label).groups()
         assert text == token.text and float(value) == pytest.approx(mean, abs=0.005 + 0.5 / 255)
     assert driver.find_element(By.ID, "reference").text.endswith(shown.reference)
-    buttons = driver.find_elements(By.CSS_SELECTOR, "#sentences button.step")
+    buttons = driver.find_elements(By.CSS_SELECTOR, "#sentences .controls button")
     assert [button.is_enabled() for button in buttons] == [True, False]
     buttons[0].click()
     assert driver.find_element(By.ID, "reference").text.endswith(sentences[0][1].reference)
@@ -295,7 +330,7 @@ def test_a_narrow_window_does_not_scroll_sideways(opened):
             "node.getBoundingClientRect().right > 360.5).map((node) => node.outerHTML.slice(0, 80))"
         )
         assert outside == []
-        driver.find_elements(By.CSS_SELECTOR, "#sentences button.step")[1].click()
+        driver.find_elements(By.CSS_SELECTOR, "#sentences .controls button")[1].click()
 
 
 # Colours of text and what lies behind it, as numbers from 0 to 1.

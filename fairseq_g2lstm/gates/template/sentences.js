@@ -44,7 +44,10 @@ class ModelView {
     this.model = model;
     this.panel = element("div", { class: "panel" });
     this.attention = attentionTable(model);
-    this.buttons = [];
+    this.buttons = []; // { button, side, gate, position }
+    this.captions = {}; // of the sides
+    this.unit = null; // that was pointed at last
+    this.alone = { source: null, target: null }; // the unit that alone shades a side's tokens
     const tokens = element("div", {}, ...this.sides(), this.panel);
     const parts = element("div", { class: "parts" }, tokens);
     if (this.attention !== null) {
@@ -61,59 +64,103 @@ class ModelView {
     const { model } = this;
     const found = [];
     for (const [side, title] of [["source", "Source"], ["target", model.source.length ? "Translation" : "Text"]]) {
-      const place = shown[side];
       if (model[side].length === 0) continue;
-      const label = report.places[place].label;
-      const node = element("div", { class: "side" }, element("h4", {}, title + " ", element("small", {}, label)));
-      if (place in model.gates) for (const gate of GATES) node.append(this.row(side, place, gate));
-      else node.append(element("p", { class: "muted" }, `This model has no ${label}.`));
+      const place = shown[side];
+      this.captions[side] = element("small", {}, report.places[place].label);
+      const node = element("div", { class: "side" }, element("h4", {}, title + " ", this.captions[side]));
+      if (place in model.gates) {
+        for (const gate of GATES) node.append(this.row(side, gate));
+        this.shade(side);
+      } else node.append(element("p", { class: "muted" }, `This model has no ${report.places[place].label}.`));
       found.push(node);
     }
     return found;
   }
 
-  row(side, place, gate) {
-    const tokens = this.model[side];
-    const [low, high] = range(place, gate);
-    const means = tokenMeans(this.model.gates[place], gate, tokens.length);
-    const line = element("div", { class: "tokens gate-" + gate, role: "group", "aria-label": `${gate} gates of the ${side === "source" ? "source" : "target"}'s tokens` });
+  row(side, gate) {
+    const line = element("div", { class: "tokens gate-" + gate, role: "group", "aria-label": `${gate} gates of the ${side}’s tokens` });
     let word = null;
-    tokens.forEach((token, position) => {
+    this.model[side].forEach((token, position) => {
       if (word === null || !token.joined) line.append((word = element("span", { class: "word" })));
       const point = () => this.point(side, position);
-      const button = element(
-        "button",
-        {
-          type: "button",
-          class: token.special ? "token special" : "token",
-          tabindex: position === 0 ? 0 : -1,
-          "--value": high > low ? (means[position] - low) / (high - low) : 0.5,
-          "aria-label": `${token.text}: ${gate} gates ${means[position].toFixed(2)} on average`,
-          onmouseenter: point,
-          onfocus: point,
-          onclick: point,
-        },
-        token.text,
-      );
+      const attributes = { type: "button", class: token.special ? "token special" : "token", tabindex: position === 0 ? 0 : -1 };
+      const button = element("button", { ...attributes, onmouseenter: point, onfocus: point, onclick: point }, token.text);
       button.addEventListener("keydown", (event) => move(event, line));
       word.append(button);
-      this.buttons.push({ button, side, position });
+      this.buttons.push({ button, side, gate, position });
     });
     const caption = gate === "input" ? "input gates open" : "forget gates keep";
     return element("div", { class: "row" }, element("span", {}, caption), line);
   }
 
+  // Colours a side's tokens by the mean of all units, from the least to the greatest, or by one unit, from 0 to 1.
+  shade(side) {
+    const place = shown[side];
+    const unit = this.alone[side];
+    for (const gate of GATES) {
+      const [low, high] = unit === null ? range(place, gate) : [0, 1];
+      for (const { button, position } of this.buttons.filter((entry) => entry.side === side && entry.gate === gate)) {
+        const units = unitsAt(this.model.gates[place], gate, position);
+        const value = unit === null ? mean(units) : units[unit];
+        button.style.setProperty("--value", high > low ? (value - low) / (high - low) : 0.5);
+        const what = unit === null ? `${gate} gates ${value.toFixed(2)} on average` : `${gate} gate ${value.toFixed(2)} of unit ${unit}`;
+        button.setAttribute("aria-label", `${this.model[side][position].text}: ${what}`);
+      }
+    }
+    this.captions[side].textContent = report.places[place].label + (unit === null ? "" : `, unit ${unit} alone, from 0 to 1`);
+  }
+
   // Shows the units of a token's layer, and marks the token wherever it stands.
   point(side, position) {
     for (const entry of this.buttons) entry.button.classList.toggle("shown", entry.side === side && entry.position === position);
-    const token = this.model[side][position];
     const gates = this.model.gates[shown[side]];
     const values = Object.fromEntries(GATES.map((gate) => [gate, unitsAt(gates, gate, position)]));
-    this.panel.replaceChildren(
-      element("h4", {}, "The units at “", element("span", { class: "which" }, token.text), "” ", element("small", {}, report.places[shown[side]].label)),
-      strips(values),
-    );
+    if (this.unit !== null && this.unit >= gates.units) this.unit = null;
+    const which = element("span", { class: "which" }, this.model[side][position].text);
+    const title = element("h4", {}, "The units at “", which, "” ", element("small", {}, report.places[shown[side]].label));
+    this.panel.replaceChildren(title, this.strips(side, values));
     markAttention(this.attention, side, position);
+  }
+
+  // All units at a token as squares, and what is to be read of the one that was pointed at last.
+  strips(side, values) {
+    const readout = element("p", { class: "readout", "aria-live": "polite" });
+    const again = element("button", { type: "button", class: "step" }, "Shade by all units again");
+    const boxes = GATES.map((gate) => {
+      const squares = values[gate].map((value, unit) => element("i", { "--value": value, "data-unit": unit }));
+      const cells = element("div", { class: "cells gate-" + gate, tabindex: 0, role: "group", "aria-label": `units’ ${gate} gates: arrow keys and Enter` }, ...squares);
+      const unitOf = (event) => (event.target.dataset.unit === undefined ? null : Number(event.target.dataset.unit));
+      cells.addEventListener("mouseover", (event) => unitOf(event) === null || say(unitOf(event)));
+      cells.addEventListener("click", (event) => unitOf(event) === null || pick(unitOf(event)));
+      cells.addEventListener("keydown", (event) => {
+        const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+        const next = this.unit === null ? 0 : this.unit + (step ?? 0);
+        if (step !== undefined && next in squares) say(next);
+        else if (event.key === "Enter" && this.unit !== null) pick(this.unit);
+        else return;
+        event.preventDefault();
+      });
+      const low = mean(values[gate].map((value) => (value < 0.1 ? 1 : 0)));
+      const high = mean(values[gate].map((value) => (value > 0.9 ? 1 : 0)));
+      const summary = `mean ${mean(values[gate]).toFixed(2)}; ${percent(low, 0)} below 0.1, ${percent(high, 0)} above 0.9`;
+      return element("div", { class: "strip" }, element("p", {}, element("b", { class: gate }, gate + " gates"), " " + summary), cells);
+    });
+    const say = (unit) => {
+      this.unit = unit;
+      const [input, forget] = unit === null ? [] : GATES.map((gate) => values[gate][unit].toFixed(2));
+      readout.textContent =
+        unit === null ? "Point at a square to read its unit, click it to shade the tokens by it alone." : `unit ${unit}: input gate ${input}, forget gate ${forget}`;
+      for (const box of boxes) box.querySelectorAll("i").forEach((square, number) => square.classList.toggle("shown", number === unit));
+    };
+    const pick = (unit) => {
+      this.alone[side] = this.alone[side] === unit ? null : unit;
+      this.shade(side);
+      again.hidden = this.alone[side] === null;
+    };
+    again.addEventListener("click", () => pick(this.alone[side]));
+    again.hidden = this.alone[side] === null;
+    say(this.unit);
+    return element("div", {}, element("div", { class: "strips" }, ...boxes), readout, again);
   }
 }
 
@@ -127,25 +174,6 @@ function move(event, line) {
   buttons[from].tabIndex = -1;
   buttons[to].tabIndex = 0;
   buttons[to].focus();
-}
-
-function strips(values) {
-  const readout = element("p", { class: "readout", "aria-live": "polite" }, "Point at a square to read its unit.");
-  const boxes = GATES.map((gate) => {
-    const cells = element("div", { class: "cells gate-" + gate });
-    values[gate].forEach((value, unit) => cells.append(element("i", { "--value": value, "data-unit": unit })));
-    cells.addEventListener("mouseover", (event) => {
-      const unit = event.target.dataset.unit;
-      if (unit === undefined) return;
-      const [input, forget] = GATES.map((name) => values[name][unit].toFixed(2));
-      readout.textContent = `unit ${unit}: input gate ${input}, forget gate ${forget}`;
-    });
-    const low = mean(values[gate].map((value) => (value < 0.1 ? 1 : 0)));
-    const high = mean(values[gate].map((value) => (value > 0.9 ? 1 : 0)));
-    const summary = `mean ${mean(values[gate]).toFixed(2)}; ${percent(low, 0)} below 0.1, ${percent(high, 0)} above 0.9`;
-    return element("div", { class: "strip" }, element("p", {}, element("b", { class: gate }, gate + " gates"), " " + summary), cells);
-  });
-  return element("div", {}, element("div", { class: "strips" }, ...boxes), readout);
 }
 
 function attentionTable(model) {
@@ -203,7 +231,7 @@ function drawSentences() {
   find("#sentences .lead").textContent =
     "Each token is shaded by the mean of a layer’s gates as the layer read it: the stronger the blue, the more of the token the " +
     "input gates let in; the stronger the orange, the more of what came before the forget gates keep. Point at a token, or move to it " +
-    "with Tab and the arrow keys, to see each unit of the layer." +
+    "with Tab and the arrow keys, to see each unit of the layer; click a unit’s square to shade the tokens by it alone." +
     (isTranslation ? " The translation is the model’s own; the attention shows where the decoder looked as it wrote each token." : "");
   const controls = find("#sentences .controls");
   const names = report.sentences.map((sentence, value) => [value, `${sentence.number}: ${sentence.text}`]);
