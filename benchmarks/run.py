@@ -4,6 +4,7 @@
     python -m benchmarks.run end-to-end [--data DATA_BIN] [--checkpoint STOCK.pt] [--encoders …] [--repeats N]
     python -m benchmarks.run language-model [--data DATA_BIN] [--units …] [--blocks ROWSxTOKENS …] [--rounds N]
     python -m benchmarks.run packed --data DATA_BIN --checkpoint G2LSTM.pt [--packings …] [--rows …] [--rounds N]
+    python -m benchmarks.run gate-log [--data DATA_BIN] [--repeats N]
 
 All print a Markdown table and write it as results.md, with results.json, into --out. --smoke runs tiny sizes, to see
 that everything works.
@@ -15,11 +16,17 @@ from typing import Any
 
 import torch
 
-from benchmarks import end_to_end, language_model, layer, packed, peers
+from benchmarks import end_to_end, gate_log, language_model, layer, packed, peers
 from benchmarks.bars import LAYER_SHAPES, Shape
 from benchmarks.language_model import Blocks
 from benchmarks.machine import ROOT, cores
-from benchmarks.tables import end_to_end_markdown, language_model_markdown, layer_markdown, packed_markdown
+from benchmarks.tables import (
+    end_to_end_markdown,
+    gate_log_markdown,
+    language_model_markdown,
+    layer_markdown,
+    packed_markdown,
+)
 from examples.common.errors import UserError, run_main
 
 DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}
@@ -47,6 +54,12 @@ NUMBERS = {
         "rounds": (5, 1, "turns of each packing"),
         "block-length": (35, 7, "tokens of a row in a block of a text"),
     },
+    "gate-log": {
+        "repeats": (5, 1, "trainings of each arm"),
+        "updates": (100, 6, "of each training"),
+        "warmup": (20, 2, "updates at its beginning that are not counted"),
+        "max-tokens": (4000, 400, "in a batch"),
+    },
 }
 
 
@@ -63,7 +76,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog=usage,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    modes = parser.add_subparsers(dest="mode", required=True, metavar="layer|end-to-end|language-model|packed")
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="|".join(NUMBERS))
     one = modes.add_parser("layer", help="time of one layer")
     one.add_argument("--shapes", type=_shape, nargs="+", metavar="T,B,I,H", help="default: those of the bars")
     one.add_argument("--dtypes", nargs="+", choices=DTYPES["cuda"], help="default: float32; on CUDA all")
@@ -98,7 +111,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     small.add_argument("--work", type=_path, default=ROOT / "runs/benchmark", metavar="DIR",
                        help="for logs and packed checkpoints (default: runs/benchmark)")  # fmt: skip
 
-    for mode in (whole, text):
+    log = modes.add_parser("gate-log", help="what the log of the gates costs a training")
+    log.add_argument("--data", type=_path, metavar="DATA_BIN",
+                     help="default: the quickstart's corpus, made if need be")  # fmt: skip
+
+    for mode in (whole, text, log):
         mode.add_argument("--precisions", nargs="+", choices=PRECISIONS["cuda"],
                           help="of training (default: float32; on CUDA both)")  # fmt: skip
         mode.add_argument("--work", type=_path, default=ROOT / "runs/benchmark", metavar="DIR",
@@ -217,13 +234,24 @@ def run_packed(options: argparse.Namespace) -> str:
     return packed_markdown(packed.run(settings))
 
 
+def run_gate_log(options: argparse.Namespace) -> str:
+    """Trains with and without records of the gates; returns the table."""
+    settings = gate_log.Settings(
+        data=options.data or end_to_end.embedded_corpus(options.work, options.smoke),
+        rounds=options.repeats,
+        max_tokens=options.max_tokens,
+        **_model_settings(options),
+    )
+    return gate_log_markdown(gate_log.run(settings))
+
+
 def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": options.device,
         "threads": options.threads,
         "precisions": options.precisions or PRECISIONS[options.device],
         "updates": options.updates,
-        "interval": options.interval,
+        "interval": getattr(options, "interval", 1),
         "warmup": options.warmup,
         "small": options.smoke,
         "work": options.work,
@@ -239,6 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
         "end-to-end": run_end_to_end,
         "language-model": run_language_model,
         "packed": run_packed,
+        "gate-log": run_gate_log,
     }
     table = runs[options.mode](options)
     print("", table, f"results.json and results.md written to {options.out}", sep="\n")

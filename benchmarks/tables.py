@@ -151,6 +151,31 @@ def packed_markdown(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
+def gate_log_markdown(result: Result) -> str:
+    """A table of what a record of the gates takes, and what is needed to repeat it."""
+    settings = result["settings"]
+    usual = result["training"][0]["usual"]
+    head = ["precision", "ms an update", "quotient without records", "quotient with", "a record, in updates"]
+    lines = _head([*head, f"share of the time at `--gate-log-interval {usual}`"], texts=1)
+    for row in result["training"]:
+        quotients = (_median(row["quotients"][arm], "updates", ".3f") for arm in ("never", "recorded"))
+        cells = [row["precision"], _milliseconds(row["update"]), *quotients, _median(row["record"], "updates", ".3f")]
+        lines.append(_line([*cells, f"{row['share_at_usual']:.2%}"]))
+    same = all(row["same_batches"] for row in result["training"])
+    lines += [
+        "",
+        f"{_runs(settings['repeats'])} Time of updates {settings['warmup'] + 1} to {settings['updates']} of each "
+        "training, from fairseq's log. The quotient is the mean time of the updates that the one arm records and the "
+        "other does not over that of those between, which neither records; a record takes what the one quotient is "
+        f"above the other. The arms saw {_same(same)} batches, by their target tokens.",
+        "",
+        _data_and_recipe(settings),
+        "",
+        sentence(result),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def sizes(row: Result) -> str:
     """(T, B, I, H) of a row."""
     return f"({', '.join(str(size) for size in row['shape'].values())})"

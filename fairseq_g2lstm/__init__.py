@@ -7,9 +7,20 @@ and lets fairseq's checkpoints load under torch's weights-only unpickler.
 from . import criterions, models, optim, tasks
 from .checkpoints import allow_fairseq_checkpoints
 from .gate_stats import observe_gates
+from .gates.recording import record_gates
 from .modules import G2LSTM, G2LSTMCell
 from .version import __version__
 
-__all__ = ["G2LSTM", "G2LSTMCell", "__version__", "criterions", "models", "observe_gates", "optim", "tasks"]
+__all__ = [
+    "G2LSTM",
+    "G2LSTMCell",
+    "__version__",
+    "criterions",
+    "models",
+    "observe_gates",
+    "optim",
+    "record_gates",
+    "tasks",
+]
 
 allow_fairseq_checkpoints()

@@ -69,7 +69,7 @@ def gate_histograms(
         if number < 1:
             raise ValueError(f"{name} must be >= 1, got {number}")
     model, task = load_model(checkpoint, data)
-    _load_split(task, data, split)
+    load_split(task, data, split)
     batches = task.get_batch_iterator(
         task.dataset(split), max_sentences=min(50, max_sentences), ignore_invalid_inputs=True
     ).next_epoch_itr(shuffle=False)
@@ -112,7 +112,13 @@ def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any
     return model, task
 
 
-def _load_split(task: Any, data: str | Path, split: str) -> None:
+def load_split(task: Any, data: str | Path, split: str) -> None:
+    """Loads a split of a translation task.
+
+    Raises:
+        FileNotFoundError: the split, or its target language, is missing.
+        ValueError: it is empty or truncated.
+    """
     try:
         task.load_dataset(split)
         dataset = task.dataset(split)

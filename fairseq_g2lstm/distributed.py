@@ -26,3 +26,9 @@ def check_ranks_are_joined() -> None:
         "--cpu --distributed-backend gloo --ddp-backend legacy_ddp. A shell in each process fills in the variables: "
         "torchrun … --no-python bash -c 'fairseq-train … --distributed-rank $RANK …'"
     )
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the first of those that train together, or trains alone."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

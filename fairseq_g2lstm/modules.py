@@ -109,6 +109,7 @@ class G2LSTM(_Gated):
         gate_observer: None, or a function that each forward calls once for each layer and direction with the layer's
             number, whether it runs backward, the noise-free arguments z (T, B, 2H) of the input and forget gates'
             sigmoids (input gates first, time-major), and valid (T, B), false in the padding, or None without any.
+            Rows are in the user's order, also under PackedSequence's sorting.
     """
 
     def __init__(
@@ -283,9 +284,12 @@ class G2LSTM(_Gated):
             hx = (zeros, zeros)
         mode = self.gate_settings.mode(self.training)
         seed = draw_seed() if self.training else None
-        valid = None
-        if self.gate_observer is not None and lengths is not None:
-            valid = torch.arange(x.size(0), device="cpu")[:, None] < lengths
+        valid = restore = None
+        if self.gate_observer is not None:
+            restore = None if rows is None else rows.argsort()
+            if lengths is not None:
+                valid = torch.arange(x.size(0), device="cpu")[:, None] < lengths
+                valid = valid if restore is None else valid[:, restore]
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
         for layer in range(self.num_layers):
@@ -306,6 +310,7 @@ class G2LSTM(_Gated):
                     need_gates=self.gate_observer is not None,
                 )
                 if self.gate_observer is not None and gates is not None:
+                    gates = gates if restore is None else gates.index_select(1, restore.to(gates.device))
                     self.gate_observer(layer, reverse, gates, valid)
                 outputs.append(output)
                 h_n.append(h)

@@ -10,13 +10,14 @@ import torch
 from conftest import run_module
 from tiny_runs import training_config
 
-from benchmarks import comparison, end_to_end, fairseq_runs, language_model, peers, run
+from benchmarks import comparison, end_to_end, fairseq_runs, gate_log, language_model, peers, run
 from benchmarks.bars import CPU_SHAPES, CUDA_SHAPES, END_TO_END_BARS, LANGUAGE_MODEL_BARS, Shape, layer_bar
-from benchmarks.tables import language_model_markdown, layer_markdown
+from benchmarks.tables import gate_log_markdown, language_model_markdown, layer_markdown
 from benchmarks.timing import Spread, in_turns, ratio, time_interleaved
 from examples.common.errors import UserError
 from fairseq_g2lstm import G2LSTM, ops
 from fairseq_g2lstm.checkpoints import read_checkpoint
+from fairseq_g2lstm.gates.training import read_gate_log
 from fairseq_g2lstm.philox import draw_seed
 from fairseq_g2lstm.reference import gate_noise
 
@@ -293,6 +294,39 @@ def test_the_end_to_end_benchmark_trains_and_translates_with_both_arms(tiny_data
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_the_gates_log_trains_with_and_without_it(tiny_data, tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    done = run_module(
+        *("benchmarks.run", "gate-log", "--smoke", "--device", "cpu", "--threads", 1, "--data", tiny_data),
+        *("--work", work, "--out", out),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "results.json").read_text())
+    assert result["complete"] and result["training"][0]["same_batches"]
+    assert len(result["training"][0]["record"]["values_updates"]) == 1
+    logs = {path.parent.name: read_gate_log(path) for path in (work / "gate-log").glob("*/gates.jsonl")}
+    assert {arm: {record["update"] for record in log} for arm, log in logs.items()} == {"2": {0, 2, 4}}
+    table = (out / "results.md").read_text()
+    assert table in done.stdout and table == gate_log_markdown(result)
+    assert str(tmp_path) not in (out / "results.json").read_text() + table
+
+
+@pytest.mark.parametrize("first", [20, 21])
+def test_a_record_of_the_gates_takes_what_recorded_updates_take_longer_than_the_same_without(first):
+    def training(after_even: float, after_odd: float) -> fairseq_runs.Training:
+        seconds = [after_odd if (first + number) % 2 else after_even for number in range(6)]
+        return fairseq_runs.Training(tuple(fairseq_runs.Interval(1, 1.0, part) for part in seconds), 0)
+
+    # Batches after an even number of updates are larger; in the second round the machine is half as fast.
+    without = [training(0.3, 0.2), training(0.6, 0.4)]
+    recorded = [training(0.36, 0.2), training(0.72, 0.4)]
+    found = gate_log.compare({"never": without, "recorded": recorded}, first)
+    assert found["record"]["values_updates"] == [pytest.approx(0.2)] * 2
+    assert found["share_at_usual"] == pytest.approx(0.002) and found["usual"] == 100
+    assert found["update"]["values_s"] == [pytest.approx(0.25), pytest.approx(0.5)]
+
+
+@pytest.mark.slow
 def test_the_language_model_benchmark_evaluates_and_trains_with_all_arms(tiny_text, tmp_path):
     out, work = tmp_path / "out", tmp_path / "work"
     done = run_module(
@@ -403,6 +437,7 @@ def test_cuda_without_a_gpu_gets_a_sentence():
     ("mode", "sentence"),
     [
         ("end-to-end", "fairseq-preprocess wrote: it lacks dict.*.txt or train.*.bin"),
+        ("gate-log", "fairseq-preprocess wrote: it lacks dict.*.txt or train.*.bin"),
         ("language-model", "fairseq-preprocess --only-source wrote: it lacks dict.txt, train.bin or test.bin"),
     ],
 )

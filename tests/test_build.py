@@ -99,7 +99,9 @@ def test_without_torch_the_package_installs_in_plain_python_and_says_what_to_do(
     assert "there is no torch here" in done.stderr and "--no-build-isolation" in done.stderr
     [wheel] = (tree / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    source = {str(path.relative_to(ROOT)) for path in (ROOT / "fairseq_g2lstm").rglob("*.py")}
+    package = ROOT / "fairseq_g2lstm"
+    files = [*package.rglob("*.py"), *package.glob("gates/template/*")]
+    source = {str(path.relative_to(ROOT)) for path in files}
     assert source == {name for name in names if name.startswith("fairseq_g2lstm/")}
     assert not [name for name in names if name.endswith(".so")]
 

@@ -16,6 +16,7 @@ from tiny_runs import assert_identical, build, free_port, training_config
 
 from fairseq_g2lstm.checkpoints import read_checkpoint
 from fairseq_g2lstm.distributed import check_ranks_are_joined
+from fairseq_g2lstm.gates.training import read_gate_log
 from fairseq_g2lstm.philox import rank_seed
 
 # A plugin around the plugin: it keeps, rank by rank, what each training forward gets and the parameters at the end.
@@ -95,6 +96,7 @@ class Ranks:
 def noisy(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """Two ranks with noise in every gate, over an epoch of 15 batches, so that rank 1 lacks the last."""
     options = ["--gate-noise-prob", 1, "--dropout", 0, "--max-epoch", 1, "--gate-stats-interval", 1]
+    options += ["--gate-log-interval", 3]
     return Ranks(tiny_data, tmp_path_factory.mktemp("noisy"), *options)
 
 
@@ -131,6 +133,16 @@ def test_the_log_is_of_both_ranks_together(noisy):
     for key in ("input_gates", "forget_gates"):
         assert 0 <= float(epoch[f"train_{key}_low"]) + float(epoch[f"train_{key}_high"]) <= 1
         assert 0 <= float(validation[f"valid_{key}_low"]) + float(validation[f"valid_{key}_high"]) <= 1
+
+
+@pytest.mark.slow
+def test_the_gates_log_is_of_rank_0_alone(noisy, tiny_data):
+    records = read_gate_log(noisy.save_dir / "gates.jsonl")
+    assert [record["update"] for record in records[::4]] == [0, 3, 6]  # encoder and decoder, input and forget gates
+    targets = (tiny_data.parent / "train.en").read_text().splitlines()
+    sentences = noisy.records[0]["sentences"]
+    tokens = [sum(len(targets[i].split()) + 1 for i in sentences[update]) for update in (0, 3, 6)]
+    assert [record["steps"] for record in records[2::4]] == tokens
 
 
 @pytest.mark.slow

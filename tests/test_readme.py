@@ -10,7 +10,7 @@ from fairseq.tasks.language_modeling import LanguageModelingConfig
 from fairseq_g2lstm import config_lm
 from fairseq_g2lstm.config import ARCHITECTURES, FALLBACKS, G2LSTMConfig, GateConfig
 from fairseq_g2lstm.config_lm import G2LSTMLanguageModelConfig
-from fairseq_g2lstm.criterions import GateScheduleConfig
+from fairseq_g2lstm.criterions import GateLogConfig, GateScheduleConfig
 from fairseq_g2lstm.criterions.activation import ActivationConfig
 from fairseq_g2lstm.optim.nt_asgd import NTASGDConfig
 from fairseq_g2lstm.tasks.language_modeling import G2LSTMLanguageModelingConfig
@@ -25,14 +25,18 @@ def table_rows() -> dict[str, list[str]]:
     return {option: [cell.strip().strip("`") for cell in rest.split("|")] for option, rest in rows}
 
 
-@pytest.mark.parametrize("config", [G2LSTMConfig, GateScheduleConfig])
+CONFIGS = [G2LSTMConfig, GateScheduleConfig, GateLogConfig]
+FAIRSEQS = {"_name", "save_dir", "tensorboard_logdir"}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 def test_every_option_has_a_row_and_every_row_an_option(config):
-    options = {"--" + f.name.replace("_", "-") for f in fields(config) if f.name != "_name"}
+    options = {"--" + f.name.replace("_", "-") for f in fields(config) if f.name not in FAIRSEQS}
     assert options <= table_rows().keys()
 
 
 def test_the_rows_name_no_other_option():
-    known = {f.name for config in (G2LSTMConfig, GateScheduleConfig) for f in fields(config)}
+    known = {f.name for config in CONFIGS for f in fields(config)} - FAIRSEQS
     assert {option[2:].replace("-", "_") for option in table_rows()} <= known
 
 

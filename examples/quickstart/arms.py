@@ -74,7 +74,7 @@ def model_options(arm: str, recipe: Recipe) -> list[str]:
     if arm == "lstm":
         return ["--arch=lstm", *options, "--criterion=cross_entropy"]
     gates = ["--arch=g2lstm", f"--gate-type={arm}"]
-    return [*gates, *options, "--criterion=g2lstm_cross_entropy"]
+    return [*gates, *options, "--criterion=g2lstm_cross_entropy", "--gate-log-interval=100"]
 
 
 def train_command(arm: str, recipe: Recipe, data: Path, folder: Path) -> list[str]:

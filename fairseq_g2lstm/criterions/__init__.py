@@ -1,6 +1,8 @@
 """fairseq's cross-entropy criterions with schedules of the gates' temperature and noise, and gate statistics."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional
 
 from fairseq import utils
@@ -12,10 +14,13 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
+from omegaconf import II
 from torch import Tensor
 
 from .. import ops
 from ..gate_stats import GateCounts, observe_gates
+from ..gates.statistics import GateStatistics, Place, collect_statistics
+from ..gates.training import GateLog
 from ..models.gated import GatedModel
 from ..schedules import SCHEDULES, Schedule
 from ..settings import check_probability, check_temperature
@@ -57,19 +62,32 @@ class GateScheduleConfig(FairseqDataclass):
     )
 
 
+@dataclass
+class GateLogConfig(FairseqDataclass):
+    """Options of the gates' log, which both criterions take."""
+
+    gate_log_interval: int = field(
+        default=0,
+        metadata={"help": "in training, log each layer's gates every N updates, also into gates.jsonl; 0 for never"},
+    )
+    save_dir: str = II("checkpoint.save_dir")
+    tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
+
+
 class GateScheduleMixin:
     """Sets temperature and noise probability before each training forward and measures the gates in it."""
 
     temperature_schedule: Schedule
     noise_schedule: Schedule
     gate_stats_interval: int
+    gate_log: GateLog
 
     @classmethod
     def build_criterion(cls, cfg: Any, task: Any) -> Any:
-        """Builds fairseq's criterion and the schedules from the options.
+        """Builds fairseq's criterion, the schedules and the gates' log from the options.
 
         Raises:
-            ValueError: a schedule's option is outside its range; the message names it and what is accepted.
+            ValueError: an option is outside its range; the message names it and what is accepted.
         """
         criterion = super().build_criterion(cfg, task)  # type: ignore[misc]
         criterion.temperature_schedule = _schedule(cfg, "gate_temperature", check_temperature)
@@ -78,6 +96,7 @@ class GateScheduleMixin:
         if interval < 0:
             raise ValueError(f"--gate-stats-interval must be >= 0 (0 for never), got {interval}")
         criterion.gate_stats_interval = interval
+        criterion.gate_log = _gate_log(cfg)
         return criterion
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Any, Any, dict[str, Any]]:
@@ -97,17 +116,24 @@ class GateScheduleMixin:
                 self.temperature_schedule.value(g2lstm.num_updates, options.temperature),
                 self.noise_schedule.value(g2lstm.num_updates, options.noise_prob),
             )
-        interval = self.gate_stats_interval
-        if interval == 0 or (g2lstm.training and g2lstm.num_updates % interval != 0):
+        interval, n_updates = self.gate_stats_interval, g2lstm.num_updates
+        counts: GateCounts | None = None
+        statistics: dict[Place, GateStatistics] | None = None
+        with ExitStack() as observers:
+            if interval > 0 and not (g2lstm.training and n_updates % interval != 0):
+                counts = GateCounts()
+                add = counts.add
+                observers.enter_context(observe_gates(g2lstm, lambda _name, _layer, _reverse, *gates: add(*gates)))
+            if g2lstm.training and self.gate_log.is_due(n_updates):
+                statistics = observers.enter_context(collect_statistics(g2lstm))
             loss, sample_size, log = super().forward(model, sample, reduce)  # type: ignore[misc]
-        else:
-            counts = GateCounts()
-            with observe_gates(g2lstm, lambda _name, _layer, _reverse, z, valid: counts.add(z, valid)):
-                loss, sample_size, log = super().forward(model, sample, reduce)  # type: ignore[misc]
+        if counts is not None:
             log["gate_count"] = counts.total
             for number, kind in enumerate(_KINDS):
                 log[f"{kind}_gates_low"] = counts.low[number]
                 log[f"{kind}_gates_high"] = counts.high[number]
+        if statistics is not None:
+            self.gate_log.record(n_updates, statistics)
         log["gate_forwards"] = 1
         log["gumbel_temperature"] = g2lstm.gate_settings.temperature
         log["gumbel_noise_prob"] = g2lstm.gate_settings.noise_prob
@@ -153,13 +179,25 @@ def _schedule(cfg: Any, name: str, check: Any) -> Schedule:
     return Schedule(flag, kind, option("start"), option("end"), option("updates"), check)
 
 
+def _gate_log(cfg: Any) -> GateLog:
+    folder = getattr(cfg, "save_dir", None)
+    tensorboard = getattr(cfg, "tensorboard_logdir", None)
+    return GateLog(
+        getattr(cfg, "gate_log_interval", 0),
+        Path(folder) if folder else None,
+        Path(tensorboard) / "gates" if tensorboard else None,
+    )
+
+
 @dataclass
-class G2LSTMCrossEntropyConfig(GateScheduleConfig, ActivationConfig, CrossEntropyCriterionConfig):
+class G2LSTMCrossEntropyConfig(GateScheduleConfig, GateLogConfig, ActivationConfig, CrossEntropyCriterionConfig):
     """Options of `g2lstm_cross_entropy`."""
 
 
 @dataclass
-class G2LSTMLabelSmoothedCrossEntropyConfig(GateScheduleConfig, LabelSmoothedCrossEntropyCriterionConfig):
+class G2LSTMLabelSmoothedCrossEntropyConfig(
+    GateScheduleConfig, GateLogConfig, LabelSmoothedCrossEntropyCriterionConfig
+):
     """Options of `g2lstm_label_smoothed_cross_entropy`."""
 
 
