@@ -47,7 +47,7 @@ function drawShares() {
 function unitTable(title, units) {
   const body = element("tbody");
   for (const unit of units) {
-    const name = element("th", { scope: "row", class: "unit" }, `${report.places[unit.place].label}, unit ${unit.unit}`);
+    const name = element("th", { scope: "row", class: "unit" }, `${report.places[unit.place].label}, unit\u00a0${unit.unit}`);
     body.append(element("tr", {}, name, ...numbers(unit)));
   }
   const table = element("table", {}, heads("unit"), body);
