@@ -19,12 +19,13 @@ from .parts import Selection
 from .plan import compressed, part_bytes, plan_bytes, uniform_plan
 from .transforms import Transform, parse
 
-# Steps and ranks of the paper's kind, and rows in integers
+# Steps and ranks of the paper's kind, rows in integers, and factors in integers
 DEFAULTS = (
     *("round:0.05", "round:0.1", "round:0.2", "round:0.4", "round:0.8"),
     *("clip:0.05:0.5", "clip:0.1:0.5", "clip:0.2:0.6", "clip:0.4:0.4"),
     *("rank:128", "rank:64", "rank:32", "rank:16", "rank:8", "rank:4"),
     *("int:8", "int:6", "int:4", "int:3", "int:2"),
+    *("rank:64+int:8", "rank:32+int:8", "rank:16+int:8"),
 )
 
 
