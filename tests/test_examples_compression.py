@@ -321,6 +321,8 @@ def test_the_time_left_is_that_of_each_kind_of_step(monkeypatch, capsys):
         progress.done("study", "a cell")
     # 25 s a cell; twice that an evaluation and ten times a search, until these are measured
     assert progress.seconds_left() == 25 + 3 * 50 + 2 * 250
+    now[0] += 7
+    progress.begin()  # after something that is no step
     now[0] += 100
     progress.done("evaluation", "a translation")
     # three steps of the study's kind and two more have taken 150 s, four of its units

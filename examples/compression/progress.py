@@ -21,7 +21,12 @@ class Progress:
     def __init__(self, steps: Mapping[str, int]) -> None:
         self._left = dict(steps)
         self._spent: dict[str, list[float]] = {kind: [] for kind in steps}
-        self._all, self._last = sum(steps.values()), time.monotonic()
+        self._all = sum(steps.values())
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts the clock of the next step, where something else came between."""
+        self._last = time.monotonic()
 
     def done(self, kind: str, sentence: str) -> None:
         """A step is done.

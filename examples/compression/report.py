@@ -156,7 +156,8 @@ def machine() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.machine()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "ve-fairseq", "sacrebleu"))
+    n_threads = torch.get_num_threads()
     return (
         f"{processor} ({torch.backends.cpu.get_cpu_capability()}), {len(os.sched_getaffinity(0))} cores, "
-        f"{torch.get_num_threads()} threads; Python {platform.python_version()}, {packages}."
+        f"{n_threads} thread{'s' if n_threads > 1 else ''}; Python {platform.python_version()}, {packages}."
     )

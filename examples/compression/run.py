@@ -160,17 +160,19 @@ def make_rows(
     for packing in packings:
         choice = None if found is None else found.choice
         packed = pack_model(stages, model, packing, checkpoint, settings.data, choice)
-        results: list[Result | None] = [None, None]
-        for unpacked in (False, True) if packing.has_integers or choice is not None else (False,):
-            result = results[unpacked] = evaluate(stages, settings, packed.path, own, unpacked)
-            how = "unpacked" if unpacked else "kept"
-            progress.done("evaluation", f"{model.name}, {packing.name}, {how}: {result.sentence(settings.metric)}")
-        rows.append(report.Row(model.name, packing.name, packed, *results))
+        results: dict[str, Result] = {}
+        for how in ("kept", "unpacked") if packing.has_integers or choice is not None else ("kept",):
+            progress.begin()
+            results[how] = evaluate(stages, settings, packed.path, own, how == "unpacked")
+            said = results[how].sentence(settings.metric)
+            progress.done("evaluation", f"{model.name}, {packing.name}, {how}: {said}")
+        rows.append(report.Row(model.name, packing.name, packed, results["kept"], results.get("unpacked")))
     return rows
 
 
 def search_model(stages: Stages, options: argparse.Namespace, model: Model, progress: Progress) -> Found:
     """The smallest packing of the LSTM layers that loses no more than is allowed."""
+    progress.begin()
     print(f"{model.name}: searching for what loses no more than {options.allowed:g} on {options.valid}")
     found = search(
         to_pack(stages, model),
@@ -204,9 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     plans = {model.name: model.packings(options.quick) for model in models}
     n_packed = sum(1 + packing.has_integers for plan in plans.values() for packing in plan)
     n_studied = len(models) * (1 + len(compressions))
-    progress = Progress(
-        {"study": n_studied, "evaluation": n_packed + 2 * len(models), "search": len(models)}
-    )
+    progress = Progress({"study": n_studied, "evaluation": n_packed + 2 * len(models), "search": len(models)})
     try:
         make_study(options, compressions, progress)
         rows = {m.name: make_rows(stages, settings, m, plans[m.name], progress, None) for m in models}
