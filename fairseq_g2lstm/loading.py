@@ -1,5 +1,6 @@
 """Checkpoints as models ready for evaluation, the stock ones as the plugin's that compute the same."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,10 @@ def model_name(state: State) -> str | None:
     options = state["cfg"]["model"]
     name = options.get("_name") if isinstance(options, dict) else getattr(options, "_name", None)
     return ARCH_MODEL_NAME_REGISTRY.get(str(name))
+
+
+def names(checkpoints: Iterable[Path]) -> dict[str, Path]:
+    """Checkpoints by short names: their folders', or the whole path where two share it."""
+    paths = list(checkpoints)
+    short = [path.parent.name or path.stem for path in paths]
+    return {name if short.count(name) == 1 else str(path): path for name, path in zip(short, paths, strict=True)}

@@ -27,7 +27,8 @@ from examples.compression.progress import Progress
 from examples.quickstart.arms import ARMS
 from fairseq_g2lstm.compress.report import markdown, plot, write_csv
 from fairseq_g2lstm.compress.search import CANDIDATES, Found, search
-from fairseq_g2lstm.compress.study import DEFAULTS, names, study
+from fairseq_g2lstm.compress.study import DEFAULTS, study
+from fairseq_g2lstm.loading import names
 
 QUICK_COMPRESSIONS = ("round:0.2", "rank:16", "int:4")
 QUICK_CANDIDATES = ("int:8", "int:4")

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..config import PACKED_WEIGHTS
+from ..loading import names
 from ..settings import EVAL_MODES
 from .evaluate import Evaluator
 from .pack import Sizes, export_safetensors, pack
@@ -19,7 +20,7 @@ from .parts import GATES, MATRICES, OTHERS, Selection
 from .plan import uniform_plan
 from .report import markdown, plot, write_csv
 from .search import CANDIDATES, Found, search
-from .study import DEFAULTS, names, study
+from .study import DEFAULTS, study
 from .transforms import parse
 
 

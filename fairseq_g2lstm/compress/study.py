@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -192,10 +192,3 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     os.replace(unfinished, path)
-
-
-def names(checkpoints: Iterable[Path]) -> dict[str, Path]:
-    """Checkpoints by short names: their folders', or the whole path where two share it."""
-    paths = list(checkpoints)
-    short = [path.parent.name or path.stem for path in paths]
-    return {name if short.count(name) == 1 else str(path): path for name, path in zip(short, paths, strict=True)}

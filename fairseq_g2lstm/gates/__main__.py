@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..compress.study import names
+from ..loading import names
 from . import moves
 from .page import render
 from .report import DataSet, ModelGates, as_json
