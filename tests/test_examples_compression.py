@@ -395,6 +395,16 @@ def test_a_failure_of_fairseq_is_told_with_its_end_and_leaves_no_log(tmp_path):
     assert not log.exists()
 
 
+def test_an_interruption_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def terminated(*arguments: object, **options: object) -> None:
+        raise SystemExit("terminated")
+
+    monkeypatch.setattr(evaluation.subprocess, "run", terminated)
+    with pytest.raises(SystemExit):
+        evaluation._run(["python", "-m", "json.tool"], tmp_path / "kept.txt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_log_without_numbers_gets_a_sentence(tmp_path):
     log = write(tmp_path / "kept.txt", "Loss\n")
     with pytest.raises(UserError, match="does not tell what fairseq measured; delete it and run again"):
