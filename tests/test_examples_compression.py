@@ -107,6 +107,7 @@ def made_of_text(tiny_text, language_model, tmp_path_factory) -> Made:  # noqa: 
 # what is written
 
 
+@pytest.mark.slow
 def test_the_study_has_all_models_beside_each_other(made):
     with open(made.out / "study.csv", newline="") as stream:
         cells = [(row["model"], row["compression"]) for row in csv.DictReader(stream)]
@@ -117,6 +118,7 @@ def test_the_study_has_all_models_beside_each_other(made):
     assert (made.out / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_every_packing_has_a_row_and_hard_gates_are_of_models_trained_towards_them(made):
     names = [("ours", name) for name in TABLED] + [("stock", name) for name in TABLED if "hard" not in name]
     assert list(made.rows()) == names
@@ -127,6 +129,7 @@ def test_every_packing_has_a_row_and_hard_gates_are_of_models_trained_towards_th
     assert mode == "hard"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ours", "stock"])
 def test_the_float32_row_is_the_given_model(made, tiny_data, translation, stock, name):  # noqa: F811
     own = Evaluator({"ours": translation, "stock": stock}[name], tiny_data, beam=2).score()
@@ -135,6 +138,7 @@ def test_the_float32_row_is_the_given_model(made, tiny_data, translation, stock,
     assert float(row["kept_value"]) == pytest.approx(own.value) and row["kept_p_value"] == row["unpacked_value"] == ""
 
 
+@pytest.mark.slow
 def test_unpacked_ones_translate_as_the_studys_weights_do(made, tiny_data, translation):  # noqa: F811
     evaluator = Evaluator(translation, tiny_data, beam=2)
     plan = uniform_plan(evaluator.weights, parse("int:8"), Selection("all"))
@@ -143,6 +147,7 @@ def test_unpacked_ones_translate_as_the_studys_weights_do(made, tiny_data, trans
     assert float(made.rows()["ours", "lstm-int8"]["unpacked_value"]) == pytest.approx(expected.value)
 
 
+@pytest.mark.slow
 def test_changes_and_their_significance_are_against_the_float32_model(made):
     own = read_translations(made.out / "ours" / "float32-kept.txt")
     rows = made.rows()
@@ -156,6 +161,7 @@ def test_changes_and_their_significance_are_against_the_float32_model(made):
             assert float(row[f"{how}_speed"]) > 0
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_files_layers_and_loaded_models(made, translation):  # noqa: F811
     layers = [w for n, w in read_checkpoint(translation)["model"].items() if re.match(r"encoder\.lstm|decoder\.lay", n)]
     floats = sum(4 * w.numel() for w in layers)
@@ -171,6 +177,7 @@ def test_bytes_are_those_of_files_layers_and_loaded_models(made, translation):  
     assert int(rows["ours", "float32"]["file_bytes"]) < translation.stat().st_size / 2, "without the optimiser's state"
 
 
+@pytest.mark.slow
 def test_what_the_search_chose_is_told_for_each_matrix_and_packed(made, translation):  # noqa: F811
     table = (made.out / "packed.md").read_text()
     of_ours = table.partition("stock: BLEU")[0]
@@ -183,6 +190,7 @@ def test_what_the_search_chose_is_told_for_each_matrix_and_packed(made, translat
         assert {name, f"packed.{name}.q"} & packed.keys() == {stands_as}
 
 
+@pytest.mark.slow
 def test_the_printed_command_packs_the_same(made, tmp_path):
     (printed,) = [line for line in made.said.splitlines() if " pack " in line and "/ours/model-int4.pt" in line]
     words = shlex.split(printed)
@@ -198,6 +206,7 @@ def test_the_printed_command_packs_the_same(made, tmp_path):
     assert all(torch.equal(found["model"][name], expected["model"][name]) for name in same)
 
 
+@pytest.mark.slow
 def test_the_table_says_where_its_numbers_come_from(made):
     table = (made.out / "packed.md").read_text()
     command = ["python", "-m", "examples.compression.run", *made.arguments, "--out", str(made.out)]
@@ -206,6 +215,7 @@ def test_the_table_says_where_its_numbers_come_from(made):
     assert f"torch {torch.__version__.partition('+')[0]}" in table and "converted to be packed: stock." in table
 
 
+@pytest.mark.slow
 def test_a_language_model_has_perplexities(made_of_text, tiny_text, language_model):  # noqa: F811
     rows = made_of_text.rows()
     assert [packing for _, packing in rows] == TABLED
@@ -238,6 +248,7 @@ def test_a_stock_language_model_is_converted_and_reads_with_its_state_carried(ti
 # commands, and how it goes on
 
 
+@pytest.mark.slow
 def test_each_command_is_fairseqs_own_with_the_plugin_alone(made):
     assert len(made.commands) == 9 + 7  # once kept and, but for float32, once unpacked
     for command in made.commands:
@@ -264,6 +275,7 @@ def test_fairseqs_command_in_a_process_of_its_own_gives_the_same(made, made_of_t
         assert evaluation._number(evaluation._TOKENS_PER_SECOND, log) > 0
 
 
+@pytest.mark.slow
 def test_called_again_it_does_nothing_that_is_done(made, monkeypatch):
     table = (made.out / "packed.csv").read_text()
     before = {path: path.stat().st_mtime_ns for path in made.out.glob("*/*.*")}
@@ -272,6 +284,7 @@ def test_called_again_it_does_nothing_that_is_done(made, monkeypatch):
     assert (made.out / "packed.csv").read_text() == table
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_is_taken_up_where_it_was(made, monkeypatch):
     rows = made.rows()
     (made.out / "ours" / "model-int4-kept.txt").unlink()
@@ -286,6 +299,7 @@ def test_what_was_interrupted_is_taken_up_where_it_was(made, monkeypatch):
         }
 
 
+@pytest.mark.slow
 def test_another_batch_size_is_another_evaluation(made_of_text, monkeypatch, tmp_path):
     data = Path(made_of_text.arguments[4])
     commands: list[list[str]] = []
@@ -302,6 +316,7 @@ def test_another_batch_size_is_another_evaluation(made_of_text, monkeypatch, tmp
     assert ["--batch-size=7" in command for command in commands] == [True, False]
 
 
+@pytest.mark.slow
 def test_progress_counts_every_step_to_the_last_and_tells_the_time_left(made):
     counted = [(int(n), int(of)) for n, of in re.findall(r"^\[(\d+)/(\d+)\] ", made.said, re.MULTILINE)]
     n_steps = 2 * 4 + 16 + 2  # of study, evaluations, searches
@@ -368,6 +383,7 @@ def test_the_quickstarts_finished_models_are_found(tmp_path):
     assert options.models == expected and options.data == tmp_path / "data-bin"
 
 
+@pytest.mark.slow
 def test_bad_checkpoints_get_a_sentence(made, translation, language_model, tmp_path):  # noqa: F811
     with pytest.raises(UserError, match="no checkpoint at nowhere.pt"):
         run.read_models({"a": Path("nowhere.pt")})
@@ -393,6 +409,16 @@ def test_a_failure_of_fairseq_is_told_with_its_end_and_leaves_no_log(tmp_path):
     with pytest.raises(UserError, match=r"json.tool failed with [12]; .*kept.txt.part ends with:\n[\s\S]*nowhere"):
         evaluation._run(["python", "-m", "json.tool", str(tmp_path / "nowhere")], log)
     assert not log.exists()
+
+
+def test_an_interruption_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def terminated(*arguments: object, **options: object) -> None:
+        raise SystemExit("terminated")
+
+    monkeypatch.setattr(evaluation.subprocess, "run", terminated)
+    with pytest.raises(SystemExit):
+        evaluation._run(["python", "-m", "json.tool"], tmp_path / "kept.txt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_log_without_numbers_gets_a_sentence(tmp_path):

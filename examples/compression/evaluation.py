@@ -151,15 +151,17 @@ def _number(pattern: re.Pattern[str], log: Path) -> float:
 
 
 def _run(command: list[str], log: Path) -> None:
-    """Runs fairseq, all that it says to `log`, which is whole or absent."""
+    """Runs fairseq, all that it says to `log`; of a failure it stands in `log.part`, of an interruption nowhere."""
     part = part_path(log)
+    environment = {**os.environ, "LOGLEVEL": "INFO", "PYTHONUTF8": "1", "PYTHONWARNINGS": "ignore"}
     with part.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(
-            [sys.executable, *command[1:]],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "LOGLEVEL": "INFO", "PYTHONUTF8": "1", "PYTHONWARNINGS": "ignore"},
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, *command[1:]], stdout=stream, stderr=subprocess.STDOUT, env=environment
+            )
+        except BaseException:
+            part.unlink()
+            raise
     if done.returncode:
         tail = "\n".join(part.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise UserError(f"{command[2]} failed with {done.returncode}; {part} ends with:\n{tail}")
