@@ -138,6 +138,16 @@ def test_a_selection_names_rows_of_layers_and_what_is_asked_for(selection: Selec
     assert {part.name: part.rows for part in selection.parts(weights)} == expected
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_tied_embeddings_are_one_part(copied: bool):
+    weight = matrix(9, 4)
+    first, second = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
+    weights = {first: weight, second: weight.clone() if copied else weight}
+    assert [part.name for part in Selection(others=("embeddings",)).parts(weights)] == [first]
+    weights[second] = matrix(9, 4, seed=1)
+    assert len(list(Selection(others=("embeddings",)).parts(weights))) == 2
+
+
 @pytest.mark.parametrize("options", [{"gates": "output"}, {"matrices": ()}, {"matrices": ("xx",)}, {"others": ("x",)}])
 def test_a_wrong_selection_is_refused_with_a_sentence(options: dict):
     with pytest.raises(ValueError, match="must be"):

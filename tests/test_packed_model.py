@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fairseq_g2lstm import G2LSTM, G2LSTMCell, ops
 from fairseq_g2lstm.checkpoints import read_checkpoint
+from fairseq_g2lstm.compress import Selection
 from fairseq_g2lstm.compress.__main__ import main
 from fairseq_g2lstm.packed import Embedding, Linear, PackedMatrix
 from fairseq_g2lstm.quantization import quantize_rows
@@ -97,6 +98,13 @@ def test_tied_embeddings_stay_tied(tiny_data, tmp_path, exact, compression):
     options = ["--max-update", 2, "--share-all-embeddings"]
     train_in_process(train_options(data, tmp_path, "g2lstm", *options))
     packed = packed_file(tmp_path / "checkpoint_last.pt", tmp_path, *ALL, "--compression", compression)
+    state = read_checkpoint(packed)["model"]
+    key = "q" if compression == "int:8" else "left"
+    of_both = [state[f"packed.{side}.embed_tokens.weight.{key}"].data_ptr() for side in ("encoder", "decoder")]
+    assert of_both[0] == of_both[1]
+    weights = read_checkpoint(tmp_path / "checkpoint_last.pt")["model"]
+    parts = [part.name for part in Selection("all", others=("embeddings", "output")).parts(weights)]
+    assert [name for name in parts if "embed" in name] == ["encoder.embed_tokens.weight"], "the search counts it once"
     model = load(packed)[0]
     embedding = model.encoder.embed_tokens
     assert isinstance(embedding.weight, PackedMatrix) and embedding is model.decoder.embed_tokens

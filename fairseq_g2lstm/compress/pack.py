@@ -9,7 +9,7 @@ from torch import Tensor
 from ..checkpoints import State, read_checkpoint, write_checkpoint
 from ..loading import load_model, model_name
 from ..packed import META, Packing, pack_weights, unpack_weights
-from .parts import recurrent_bytes
+from .parts import recurrent_bytes, tied_names
 from .plan import Plan
 from .study import model_bytes
 
@@ -57,7 +57,7 @@ def pack(
     weights: dict[str, Tensor] = state["model"]
     if META in weights:
         raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
-    packed = pack_weights(weights, _packings(plan(weights) if callable(plan) else plan), settings)
+    packed = pack_weights(weights, _packings(plan(weights) if callable(plan) else plan, weights), settings)
     options = {**state["cfg"]["model"], "packed_weights": in_memory}
     if eval_mode is not None:
         options["gate_eval_mode"] = eval_mode
@@ -84,10 +84,11 @@ def memory_bytes(checkpoint: Path, data: Path) -> int:
     return model_bytes(model.state_dict())
 
 
-def _packings(plan: Plan) -> Iterator[Packing]:
+def _packings(plan: Plan, weights: Mapping[str, Tensor]) -> Iterator[Packing]:
     for part, transform in plan.items():
         transform.check_packable()
-        yield Packing(part.name, part.rows, transform.bits, transform.rank)
+        for name in tied_names(weights, part.name):
+            yield Packing(name, part.rows, transform.bits, transform.rank)
 
 
 def export_safetensors(checkpoint: Path, target: Path) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 GATES = ("input-forget", "all")
@@ -59,18 +60,34 @@ class Selection:
             raise ValueError(f"others must be of {', '.join(OTHERS)}, got {', '.join(self.others)}")
 
     def parts(self, weights: Mapping[str, Tensor]) -> Iterator[Part]:
-        """The parts of a model.
+        """The parts of a model; of tied matrices the first.
 
         Args:
             weights: its state dict, of `g2lstm`, `g2lstm_lm` or the stock models, whose names are the same.
         """
         for name, weight in weights.items():
+            if name != next(tied_names(weights, name)):
+                continue
             if any(_OTHERS[other].fullmatch(name) for other in self.others):
                 yield Part(name, weight.size(0))
             found = _LSTM_WEIGHT.fullmatch(name)
             if found is None or found[3] not in self.matrices or (found[2] == "bias" and not self.biases):
                 continue
             yield Part(name, weight.size(0) if self.gates == "all" else weight.size(0) // 2)
+
+
+def tied_names(weights: Mapping[str, Tensor], name: str) -> Iterator[str]:
+    """The names under which a state dict holds one and the same weight, in its order.
+
+    Checkpoints that were written on a GPU hold tied embeddings as two equal tensors.
+    """
+    weight, embeddings = weights[name], _OTHERS["embeddings"].fullmatch
+    for other, candidate in weights.items():
+        if candidate.shape != weight.shape:
+            continue
+        both_embeddings = embeddings(name) and embeddings(other)
+        if candidate.data_ptr() == weight.data_ptr() or (both_embeddings and torch.equal(candidate, weight)):
+            yield other
 
 
 def recurrent_bytes(weights: Mapping[str, Tensor]) -> int:

@@ -52,7 +52,7 @@ def pack_weights(
     """
     packed = dict(weights)
     shapes: dict[str, Any] = {}
-    shared: dict[Any, dict[str, Tensor]] = {}  # tied weights are stored once
+    shared: dict[Any, dict[str, Tensor]] = {}  # what tied weights are stored as
     for name, rows, bits, rank in packings:
         if bits is None and rank is None:
             raise ValueError(f"give bits or rank for {name}")
@@ -66,7 +66,7 @@ def pack_weights(
                 continue
         del packed[name]
         shapes[name] = {"shape": list(weight.shape), "rows": rows, "bits": bits, "rank": rank}
-        tied = weight.data_ptr(), weight.shape, rows, bits, rank
+        tied = _digest(weight), rows, bits, rank  # by content: written on a GPU they are two equal tensors
         if tied not in shared:
             shared[tied] = {key: tensor.contiguous() for key, tensor in _stored(part, bits, rank).items()}
             if rows < len(weight):
