@@ -1,8 +1,9 @@
 """Weights as packed checkpoints have them, in plain PyTorch: rows in integers, products of factors, or both.
 
-In a product with integer weights the left side is turned to integers as well, each row with a scale of its own, and
-the sums are exact: y = s_x s_w sum q_x q_w. So these products are not quite those of the numbers that the integers
-stand for, which `PackedWeight.unpacked` gives.
+In a product with integer weights the left side is turned to integers as well, with a scale a row, and the sums are
+exact: x = s_x q, y = s_x s_w sum q q_w. In the layers, where errors would go on from step to step, a number has two
+integers of 8 bits, x = s_x (q + r / 254), y = s_x s_w (sum q q_w + sum r q_w / 254), which is nearly the product of the
+numbers that the weights' integers stand for (`PackedWeight.unpacked`).
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LARGEST = 127
+LARGEST, REST = 127, 254
 
 
 class Factor(NamedTuple):
@@ -59,11 +60,12 @@ def unpacked(weight: Tensor | PackedWeight, dtype: torch.dtype) -> Tensor:
     return weight if isinstance(weight, Tensor) else weight.unpacked(dtype)
 
 
-def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None, fine: bool = False) -> Tensor:
     """torch.nn.functional.linear of weights that may be packed.
 
     Args:
         x: (..., K). weight: (N, K). bias: (N,) or None.
+        fine: for weights in integers, whether x is turned to two integers a number.
 
     Returns:
         (..., N), x's dtype.
@@ -75,19 +77,21 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
     for chain in weight.blocks:
         left = x.to(state)
         for factor in chain:
-            left = _multiply(left, factor)
+            left = _multiply(left, factor, fine)
         rows.append(left)
     out = torch.cat(rows, dim=-1)
     return (out if bias is None else out + bias.to(state)).to(x.dtype)
 
 
-def _multiply(x: Tensor, factor: Factor) -> Tensor:
+def _multiply(x: Tensor, factor: Factor, fine: bool) -> Tensor:
     if factor.scales is None:
         return F.linear(x, factor.weights.to(x.dtype))
     most = x.abs().amax(-1, keepdim=True)
     row_scales = torch.where(most > 0, most / LARGEST, 1.0)
     # a row with infinities or NaN gives NaN
     row_scales = row_scales + (x * 0).sum(-1, keepdim=True)
-    q = torch.round(x * torch.where(most > 0, LARGEST / most, 0.0)).nan_to_num().clamp(-LARGEST, LARGEST)
-    sums = F.linear(q.double(), factor.weights.double())  # exact
-    return sums.to(x.dtype) * row_scales * factor.scales.to(x.dtype)
+    scaled = (x * torch.where(most > 0, LARGEST / most, 0.0)).nan_to_num().clamp(-LARGEST, LARGEST)
+    q = torch.round(scaled)
+    rest = torch.round((scaled - q) * REST) if fine else torch.zeros_like(q)
+    q_sums, rest_sums = (F.linear(part.double(), factor.weights.double()) for part in (q, rest))  # exact
+    return (q_sums + rest_sums / REST).to(x.dtype) * row_scales * factor.scales.to(x.dtype)

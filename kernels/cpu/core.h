@@ -171,20 +171,25 @@ struct CrossEntropy {
   F grad_smooth = 0;
 };
 
-// Rows of a product's left side in integers: q = round(127 x / max |x|), of a row of zeros 0.
+// What the second integer of a number is divided by: x = scale (q + q_rest / kRest).
+constexpr int kRest = 254;
+
+// Rows of a product's left side in integers: q = round(127 x / max |x|), and q_rest of what rounding left, or null.
 template <class F>
 struct Quantize {
   const F* x = nullptr;      // (B, K), `stride` between rows
   std::int64_t stride = 0;
   std::int64_t size = 0;     // K
   std::int8_t* q = nullptr;  // (B, K)
+  std::int8_t* q_rest = nullptr;  // (B, K), or null
   F* scales = nullptr;       // (B,) max |x| / 127; NaN where x holds infinities or NaN
 };
 
-// Sums of integer products as numbers: out = start + sum times the row's and the column's scale.
+// Sums of integer products as numbers: out = start + (sum + sum_rest / kRest) times the row's and the column's scale.
 template <class F>
 struct Rescale {
   const std::int32_t* sums = nullptr;  // (B, N)
+  const std::int32_t* sums_rest = nullptr;  // (B, N), or null for 0
   const F* row_scales = nullptr;       // (B,)
   const F* scales = nullptr;           // (N,)
   const F* start = nullptr;            // (B, N), `start_stride` between rows (0 for one row for all), or null for 0

@@ -18,37 +18,50 @@ bool integer_products_are_exact() {
 
 namespace {
 
+constexpr std::int64_t kSums = std::int64_t{1} << 20;  // that are made at a time, so that they stay in the cache
+
+// Where a number has two integers, both are rows of one product.
 template <class F>
-void multiply_integers(const Tensor& x, const Factor& factor, const Tensor& out, const OptionalTensor& start) {
-  const std::int64_t rows = x.size(0), size = factor.weights.size(0);
-  const Tensor q = at::empty(x.sizes(), x.options().dtype(at::kChar)), row_scales = at::empty({rows}, x.options());
-  Quantize<F> quantize;
-  quantize.x = x.const_data_ptr<F>();
-  quantize.stride = x.stride(0);
-  quantize.size = x.size(1);
-  quantize.q = q.mutable_data_ptr<std::int8_t>();
-  quantize.scales = row_scales.mutable_data_ptr<F>();
-  at::parallel_for(0, rows, 64, [&](auto begin, auto end) { core<F>().quantize(quantize, begin, end); });
-  const Tensor sums = at::_int_mm(q, factor.weights.t());
-  const Tensor scales = factor.scales.to(x.scalar_type());
-  Rescale<F> rescale;
-  rescale.sums = sums.const_data_ptr<std::int32_t>();
-  rescale.row_scales = row_scales.const_data_ptr<F>();
-  rescale.scales = scales.const_data_ptr<F>();
-  if (start.has_value()) {
-    rescale.start = start->const_data_ptr<F>();
-    rescale.start_stride = start->dim() == 2 ? start->stride(0) : 0;
+void multiply_integers(
+    const Tensor& x, const Factor& factor, const Tensor& out, const OptionalTensor& start, bool fine) {
+  const std::int64_t size_k = x.size(1), size_n = factor.weights.size(0), parts = fine ? 2 : 1;
+  const std::int64_t run = std::min(x.size(0), std::max<std::int64_t>(kSums / (parts * size_n), 16));
+  const Tensor q = at::empty({parts * run, size_k}, x.options().dtype(at::kChar));
+  const Tensor sums = at::empty({parts * run, size_n}, q.options().dtype(at::kInt));
+  const Tensor row_scales = at::empty({run}, x.options());
+  const Tensor scales = factor.scales.to(x.scalar_type()), transposed = factor.weights.t();
+  for (std::int64_t first = 0; first < x.size(0); first += run) {
+    const std::int64_t rows = std::min(run, x.size(0) - first);
+    Quantize<F> quantize;
+    quantize.x = x.const_data_ptr<F>() + first * x.stride(0);
+    quantize.stride = x.stride(0);
+    quantize.size = size_k;
+    quantize.q = q.mutable_data_ptr<std::int8_t>();
+    if (fine) quantize.q_rest = quantize.q + rows * size_k;
+    quantize.scales = row_scales.mutable_data_ptr<F>();
+    at::parallel_for(0, rows, 64, [&](auto begin, auto end) { core<F>().quantize(quantize, begin, end); });
+    Tensor some = sums.narrow(0, 0, parts * rows);
+    at::_int_mm_out(some, q.narrow(0, 0, parts * rows), transposed);
+    Rescale<F> rescale;
+    rescale.sums = some.const_data_ptr<std::int32_t>();
+    if (fine) rescale.sums_rest = rescale.sums + rows * size_n;
+    rescale.row_scales = row_scales.const_data_ptr<F>();
+    rescale.scales = scales.const_data_ptr<F>();
+    if (start.has_value()) {
+      rescale.start_stride = start->dim() == 2 ? start->stride(0) : 0;
+      rescale.start = start->const_data_ptr<F>() + first * rescale.start_stride;
+    }
+    rescale.out = out.mutable_data_ptr<F>() + first * out.stride(0);
+    rescale.stride = out.stride(0);
+    rescale.size = size_n;
+    at::parallel_for(0, rows, 16, [&](auto begin, auto end) { core<F>().rescale(rescale, begin, end); });
   }
-  rescale.out = out.mutable_data_ptr<F>();
-  rescale.stride = out.stride(0);
-  rescale.size = size;
-  at::parallel_for(0, rows, 16, [&](auto begin, auto end) { core<F>().rescale(rescale, begin, end); });
 }
 
-void multiply_factor(const Tensor& x, const Factor& factor, Tensor out, const OptionalTensor& start) {
+void multiply_factor(const Tensor& x, const Factor& factor, Tensor out, const OptionalTensor& start, bool fine) {
   if (factor.scales.defined()) {
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "g2lstm::packed_linear", [&] {
-      multiply_integers<scalar_t>(x, factor, out, start);
+      multiply_integers<scalar_t>(x, factor, out, start, fine);
     });
     return;
   }
@@ -62,19 +75,19 @@ void multiply_factor(const Tensor& x, const Factor& factor, Tensor out, const Op
 
 }  // namespace
 
-void PackedWeight::multiply(const Tensor& x, const Tensor& out, const OptionalTensor& start) const {
+void PackedWeight::multiply(const Tensor& x, const Tensor& out, const OptionalTensor& start, bool fine) const {
   std::int64_t row = 0;
   for (const std::vector<Factor>& chain : blocks) {
     Tensor left = x;
     for (std::size_t i = 0; i + 1 < chain.size(); ++i) {
       const Tensor product = at::empty({x.size(0), chain[i].weights.size(0)}, x.options());
-      multiply_factor(left, chain[i], product, std::nullopt);
+      multiply_factor(left, chain[i], product, std::nullopt, fine);
       left = product;
     }
     const std::int64_t size = chain.back().weights.size(0);
     const OptionalTensor part =
         start.has_value() ? OptionalTensor(start->narrow(start->dim() - 1, row, size)) : std::nullopt;
-    multiply_factor(left, chain.back(), out.narrow(1, row, size), part);
+    multiply_factor(left, chain.back(), out.narrow(1, row, size), part, fine);
     row += size;
   }
 }
@@ -165,7 +178,7 @@ Tensor packed_linear(
   auto shape = x_given.sizes().vec();
   shape.back() = weight.outputs;
   Tensor out = at::empty({x.size(0), weight.outputs}, x.options());
-  if (x.size(0) > 0) weight.multiply(x, out, bias);
+  if (x.size(0) > 0) weight.multiply(x, out, bias, /*fine=*/false);
   return out.view(shape).to(x_given.scalar_type());
 }
 
@@ -201,7 +214,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> packed_layer(
   }
   const OptionalTensor lengths = ragged(lengths_given, size.steps);
   Tensor gates = at::empty({size.steps, size.rows, 4 * size.units}, x.options());
-  w_ih.multiply(x.view({-1, size.inputs}), gates.view({-1, 4 * size.units}), bias);
+  w_ih.multiply(x.view({-1, size.inputs}), gates.view({-1, 4 * size.units}), bias, /*fine=*/true);
   Tensor outputs = at::empty({size.steps, size.rows, size.units}, x.options()), cells = at::empty_like(outputs);
   Tensor z = at::empty({need_gates ? size.steps : 0, size.rows, 2 * size.units}, x.options());
   Tensor h_n;
@@ -211,7 +224,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> packed_layer(
       if (rows == 0) return;
       const Tensor a = at::from_blob(step.a, {rows, 4 * size.units}, x.options());
       const Tensor h = at::from_blob(const_cast<scalar_t*>(step.h), {rows, size.units}, x.options());
-      w_hh.multiply(h, a, a);
+      w_hh.multiply(h, a, a, /*fine=*/true);
     };
     h_n = run_forward<scalar_t>(
         size, h_0, c_0, lengths, options.spec<scalar_t>(), Noise(), reverse, recur, gates, outputs, cells, z);
@@ -240,8 +253,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> packed_decoder_step(
     OptionalTensor start;
     if (!bias.empty()) start = bias[layer].to(input.scalar_type()).contiguous();
     const Tensor a = at::empty({size.rows, 4 * size.units}, input.options());
-    w_ih[layer].multiply(input, a, start);
-    w_hh[layer].multiply(h_before.contiguous(), a, a);
+    w_ih[layer].multiply(input, a, start, /*fine=*/true);
+    w_hh[layer].multiply(h_before.contiguous(), a, a, /*fine=*/true);
     return a;
   };
   return run_decoder_step(size, x, h, c, feed, product, keys, values, padding, rows, w_out, temperature, hard);

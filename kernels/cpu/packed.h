@@ -21,8 +21,9 @@ struct PackedWeight {
   std::int64_t inputs = 0, outputs = 0;
 
   // out (M, N) = start + x (M, K) times the transpose; start is a bias (N,), out itself, or nothing. x and out have the
-  // state's dtype; their rows may be apart.
-  void multiply(const Tensor& x, const Tensor& out, const OptionalTensor& start) const;
+  // state's dtype; their rows may be apart. For weights in integers x is rounded to 8 bits, or, where it is to be fine,
+  // to 16.
+  void multiply(const Tensor& x, const Tensor& out, const OptionalTensor& start, bool fine) const;
 };
 
 // Reads matrices from an operator's arguments: the tensors of all factors in order, each int8 one followed by its
