@@ -115,7 +115,7 @@ def _(x, h, c, feed, w_ih, w_hh, bias, keys, *_args):
 
 
 @torch.library.register_fake("g2lstm::packed_linear")
-def _(x, weights, layout, bias):
+def _(x, weights, layout, bias, fine=False):
     _check_devices(x, *weights, bias, seed=None)
     return x.new_empty((*x.shape[:-1], _packed_rows(weights, layout)))
 

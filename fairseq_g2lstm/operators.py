@@ -144,11 +144,11 @@ def decoder_step(
     return out, h, c, None if memory is None else attention
 
 
-def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, fine: bool = False) -> Tensor:
     """A product with packed weights; see `reference.linear`. On other devices than the CPU they are unpacked."""
     if x.device.type != "cpu":
         return F.linear(x, weight.unpacked(x.dtype), bias)
-    return _ops.packed_linear(x, *_flat(weight), bias)
+    return _ops.packed_linear(x, *_flat(weight), bias, fine)
 
 
 def integer_products_are_exact() -> bool:

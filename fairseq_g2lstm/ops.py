@@ -116,13 +116,13 @@ def decoder_step(x: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor,
     return _backend("decoder_step", x.device)(x, *args, **options)
 
 
-def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None, fine: bool = False) -> Tensor:
     """A product with weights that may be packed; see `reference.linear`."""
     if isinstance(weight, Tensor):
         return F.linear(x, weight, bias)
     if _compiled is None or _reference_wanted:
-        return reference.linear(x, weight, bias)
-    return _compiled.packed_linear(x, weight, bias)
+        return reference.linear(x, weight, bias, fine)
+    return _compiled.packed_linear(x, weight, bias, fine)
 
 
 def integer_products() -> bool:

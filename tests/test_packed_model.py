@@ -144,6 +144,15 @@ def test_scales_keep_their_precision_in_half_models(translation, tmp_path, exact
     assert torch.equal(model.encoder.lstm.weight_ih_l0.scales, before)
 
 
+@pytest.mark.parametrize("compression", ["int:8", "rank:2", "rank:2+int:8"])
+def test_half_models_with_packed_embeddings_encode(translation, tmp_path, exact, compression):  # noqa: F811
+    packed = packed_file(translation, tmp_path, *ALL, "--compression", compression)
+    expected = encoded(load(packed)[0])
+    found = encoded(load(packed)[0].bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.05)
+
+
 def test_a_state_dict_of_a_packed_model_loads_into_it(translation, tmp_path, exact):  # noqa: F811
     packed = packed_file(translation, tmp_path, *ALL)
     model, other = load(packed)[0], load(packed)[0]
@@ -205,9 +214,14 @@ def test_layers_and_cells_with_packed_weights(exact):
         module.eval()
         x = torch.randn(4, 2, 5) if isinstance(module, G2LSTM) else torch.randn(2, 5)
         with torch.no_grad():
+            for each in (name, name.replace("ih", "hh")):
+                unpacked = replace(module, each)
+                del module._modules[each]
+                module.register_parameter(each, nn.Parameter(unpacked))
             expected = module(x)[0]
-            replace(module, name)
-            torch.testing.assert_close(module(x)[0], expected, rtol=0.1, atol=0.05)
+            for each in (name, name.replace("ih", "hh")):
+                replace(module, each)  # what integers stand for is stored in the same integers
+            torch.testing.assert_close(module(x)[0], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_packed_checkpoint_says_how_it_is_to_be_loaded(translation, tmp_path):  # noqa: F811

@@ -100,6 +100,48 @@ def test_a_product_equals_the_references(kind: str, rows: int, inputs: int, outp
 
 
 @needs_kernels
+@pytest.mark.parametrize("fine", [False, True])
+def test_many_rows_are_multiplied_in_runs(fine: bool):
+    skip_unless_exact("integers")
+    # 2^20 sums are made at a time: with 32,768 columns runs of 32 or 16 rows, the last one of 6
+    packed, x, bias = KINDS["integers"](matrix(32768, 9)), numbers(70, 9), numbers(32768, seed=2)
+    # the last bit of a number may move its second integer by one: 1/254 of 1/127 of the largest times a weight
+    near = {"rtol": 0.0, "atol": float(x.abs().max() * packed.unpacked().abs().max() / 127 / 254 * 1.5)}
+    expected = linear(x, packed, bias, fine)
+    torch.testing.assert_close(ops.linear(x, packed, bias, fine), expected, **(near if fine else NEAR))
+
+
+@needs_kernels
+def test_a_layers_long_products_add_to_what_is_there():
+    skip_unless_exact("integers")
+    h_size, n_rows = 96, 1500  # 4 x 96 columns: 1,365 rows at a time
+    w_ih, w_hh = (KINDS["integers"](matrix(4 * h_size, size)) for size in (5, h_size))
+    arguments = numbers(2, n_rows, 5), numbers(n_rows, h_size), numbers(n_rows, h_size, seed=5), w_ih, w_hh
+    with torch.no_grad():
+        found = ops.lstm_layer(*arguments, mode=MODE)
+        with ops.use_reference():
+            expected = ops.lstm_layer(*arguments, mode=MODE)
+    for value, other in zip(found[:3], expected[:3], strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_layer_in_other_dtypes_equals_the_references(dtype: torch.dtype):
+    skip_unless_exact("integers")
+    w_ih, w_hh = (KINDS["integers"](matrix(28, size)) for size in (11, 7))
+    arguments = [t.to(dtype) for t in (numbers(5, 4, 11), numbers(4, 7), numbers(4, 7, seed=5))]
+    bound = 1e-4 if dtype == torch.float64 else 3e-2  # the reference rounds to 8 bits at every step
+    with torch.no_grad():
+        found = ops.lstm_layer(*arguments, w_ih, w_hh, mode=MODE)
+        with ops.use_reference():
+            expected = ops.lstm_layer(*arguments, w_ih, w_hh, mode=MODE)
+    for value, other in zip(found[:3], expected[:3], strict=True):
+        assert value.dtype == dtype
+        torch.testing.assert_close(value, other, rtol=bound, atol=bound)
+
+
+@needs_kernels
 def test_shapes_rows_apart_and_rows_of_zeros_make_no_difference():
     skip_unless_exact("integers")
     packed, x = KINDS["integers above plain rows"](matrix(10, 6)), numbers(4, 3, 12)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoints import read_checkpoint
+from ..packed import META
 from .evaluate import Evaluator
 from .parts import Part, Selection
 from .plan import Plan, compressed, part_bytes, plan_bytes
@@ -150,9 +151,11 @@ class _Measured:
         self._evaluator: Evaluator | None = None
         self._make = lambda: Evaluator(checkpoint, data, split, beam, batch_size)
         self.weights: dict[str, Tensor] = read_checkpoint(checkpoint)["model"]
+        if META in self.weights:
+            raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
         self.parts = list(selection.parts(self.weights))
         if not self.parts:
-            raise ValueError(f"{checkpoint} has no LSTM layers to pack: give a g2lstm or g2lstm_lm that is not packed")
+            raise ValueError(f"{checkpoint} has none of the chosen matrices: give a g2lstm or g2lstm_lm")
         self._work, self._report = work, report
         setting = {
             "checkpoint": file_digest(checkpoint),

@@ -103,6 +103,9 @@ def study(
     transforms = [parse(name) for name in dict.fromkeys(["float32", *compressions])]
     cells: list[Cell] = []
     n_all = len(checkpoints) * len(transforms)
+    for checkpoint in checkpoints.values():
+        if META in read_checkpoint(checkpoint)["model"]:
+            raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
     for name, checkpoint in checkpoints.items():
         evaluator: Evaluator | None = None
         own: dict[str, Any] | None = None
@@ -119,8 +122,6 @@ def study(
             if path.is_file():
                 kept = json.loads(path.read_text(encoding="utf-8"))
             else:
-                if transform.name != "float32" and META in read_checkpoint(checkpoint)["model"]:
-                    raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
                 evaluator = evaluator or Evaluator(checkpoint, data, split, beam, batch_size)
                 kept = {**setting, **_evaluate(evaluator, transform, selection)}
                 if own is not None and kept["hypotheses"] is not None:

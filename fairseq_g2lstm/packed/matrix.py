@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from .. import ops
@@ -22,6 +23,8 @@ class PackedMatrix(nn.Module):
         super().__init__()
         for name, tensor in stored.items():
             self.register_buffer(name, tensor)
+        # of the dtype that the model has, which its own tensors do not follow
+        self.register_buffer("_like", torch.empty(0), persistent=False)
         self._names = frozenset(stored)
         if not {"q", "scales"} <= self._names and not {"left", "right"} <= self._names:
             raise ValueError(f"a packed matrix needs q and scales or left and right, got {', '.join(sorted(stored))}")
@@ -33,13 +36,14 @@ class PackedMatrix(nn.Module):
         return PackedWeight((chain, *rest))
 
     def rows(self, numbers: Tensor) -> Tensor:
-        """Rows (..., K) of the matrix by their numbers (...), float32."""
+        """Rows (..., K) of the matrix by their numbers (...), in the model's dtype."""
+        dtype = self.get_buffer("_like").dtype
         if "rest" in self._names:
-            return self.weight().unpacked()[numbers]
+            return self.weight().unpacked(dtype)[numbers]
         (chain,) = self.weight().blocks
         last = chain[-1]
         taken = Factor(last.weights[numbers], None if last.scales is None else last.scales[numbers]).unpacked()
-        return taken if len(chain) == 1 else taken @ chain[0].unpacked()
+        return (taken if len(chain) == 1 else taken @ chain[0].unpacked()).to(dtype)
 
     def _factor(self, name: str) -> Factor:
         scales = "scales" if name == "q" else f"{name}_scales"

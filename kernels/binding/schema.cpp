@@ -48,7 +48,7 @@ TORCH_LIBRARY(g2lstm, m) {
       "bool hard) -> (Tensor out, Tensor h_next, Tensor c_next, Tensor attention)");
   // Packed weights: the tensors of all factors and their layout, as cpu/packed.h reads them; w_ih before w_hh, cell by
   // cell.
-  m.def("packed_linear(Tensor x, Tensor[] weights, int[] layout, Tensor? bias) -> Tensor");
+  m.def("packed_linear(Tensor x, Tensor[] weights, int[] layout, Tensor? bias, bool fine=False) -> Tensor");
   m.def(
       "packed_layer(Tensor x, Tensor h_0, Tensor c_0, Tensor[] weights, int[] layout, Tensor? bias, Tensor? lengths, "
       "bool reverse, float temperature, bool hard, bool need_gates) -> (Tensor outputs, Tensor h_n, Tensor c_n, "

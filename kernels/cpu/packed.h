@@ -5,7 +5,7 @@
 
 namespace g2lstm {
 
-// Whether the library's products of int8 matrices are exact: on processors whose instructions add pairs of products in
+// Whether the library's products of int8 matrices are exact, and more than a plain loop: on processors whose instructions add pairs of products in
 // 16 bits, those of AVX2 and the first AVX-512, they saturate.
 bool integer_products_are_exact();
 
