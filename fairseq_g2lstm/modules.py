@@ -59,10 +59,10 @@ class _Gated(nn.Module):
         """Raises ValueError where a module cannot do what is asked; `G2LSTM` can do all."""
 
     def _check_dtype(self, x: Tensor) -> None:
-        weight = next(self.parameters(), None)  # not by its name, which may compute it anew
-        if weight is not None and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        weights = list(self.parameters())  # not by name, which may compute one anew; none where all are packed
+        if weights and x.dtype != weights[0].dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
-                f"input has dtype {x.dtype} and the weights have {weight.dtype}: convert one to the other's, "
+                f"input has dtype {x.dtype} and the weights have {weights[0].dtype}: convert one to the other's, "
                 "or run under torch.autocast"
             )
 
