@@ -457,7 +457,7 @@ class G2LSTMCell(_Gated):
         if self.training and seed is None:
             seed = draw_seed()
         w_ih, w_hh, b_ih, b_hh = self.weights()
-        a = ops.linear(x, w_ih, b_ih, fine=True) + ops.linear(h, w_hh, b_hh, fine=True)
+        a = ops.linear(x, w_ih, b_ih, fine=mode.hard) + ops.linear(h, w_hh, b_hh, fine=mode.hard)
         c_dtype = c.dtype
         c = c.to(torch.float64 if a.dtype == torch.float64 else torch.float32)
         if seed is not None:

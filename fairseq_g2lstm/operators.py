@@ -151,11 +151,6 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, f
     return _ops.packed_linear(x, *_flat(weight), bias, fine)
 
 
-def integer_products_are_exact() -> bool:
-    """Whether this processor multiplies int8 matrices exactly; where not, sums of products overflow."""
-    return _ops.integer_products_are_exact()
-
-
 def _flat(*weights: Tensor | PackedWeight) -> tuple[list[Tensor], list[int]]:
     """Tensors and layout as the operators take them, of plain matrices as of one factor."""
     packed = [w if isinstance(w, PackedWeight) else PackedWeight(((Factor(w),),)) for w in weights]

@@ -420,9 +420,10 @@ def results_of_all_operators() -> dict[str, Tensor]:
         nll, smooth = ops.cross_entropy(x, torch.arange(9), 1)
         results |= {f"{name} nll": nll.detach(), f"{name} smooth": smooth.detach()}
         results[f"{name} cross_entropy's gradient"] = torch.autograd.grad(nll + 0.1 * smooth, x)[0]
-        if ops.integer_products():
-            q = torch.arange(-127, 128, dtype=torch.int8)[: 83 * 3].view(3, 83)
-            results[f"packed {name}"] = torch.ops.g2lstm.packed_linear(x.detach(), [q, torch.ones(3)], [1, 1], None)
+        q = torch.arange(-127, 128, dtype=torch.int8)[: 83 * 3].view(3, 83)
+        for fine in (False, True):
+            given = x.detach(), [q, torch.ones(3)], [1, 1], None, fine
+            results[f"packed, fine {fine}, {name}"] = torch.ops.g2lstm.packed_linear(*given)
         for case in (StepCase(5, 83), LayerCase(5, 7, 6, 83, lengths="ragged"), DecoderCase(4, 5, 6, 83)):
             result = run_operator(replace(case, dtype=dtype))
             operator = f"{case_name[type(case)]} {name}"

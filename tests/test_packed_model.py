@@ -23,12 +23,6 @@ pytestmark = needs_kernels
 ALL = ["--gates", "all", "--others", "embeddings", "output", "projections"]
 
 
-@pytest.fixture
-def exact() -> None:
-    if not ops.integer_products():
-        pytest.skip("this processor's products of int8 matrices saturate, and packed weights are unpacked on it")
-
-
 def memory(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
@@ -39,7 +33,7 @@ def encoded(model: nn.Module) -> Tensor:
         return model.encoder(tokens, torch.tensor([5, 4])).outputs
 
 
-def test_a_packed_model_takes_about_a_quarter_of_the_memory(translation, tmp_path, exact):  # noqa: F811
+def test_a_packed_model_takes_about_a_quarter_of_the_memory(translation, tmp_path):  # noqa: F811
     kept = load(packed_file(translation, tmp_path, *ALL))[0]
     names = {name for name, module in kept.named_modules() if isinstance(module, PackedMatrix)}
     assert {"encoder.lstm.weight_ih_l0", "decoder.layers.0.weight_hh", "decoder.fc_out.weight"} <= names
@@ -54,14 +48,14 @@ def test_a_packed_model_takes_about_a_quarter_of_the_memory(translation, tmp_pat
 @pytest.mark.parametrize("compression", ["int:8", "int:4", "rank:2", "rank:2+int:8"])
 @pytest.mark.parametrize("gates", ["all", "input-forget"])
 def test_what_it_computes_is_near_the_unpacked_models(
-    translation, tmp_path, exact, compression, gates  # noqa: F811
+    translation, tmp_path, compression, gates  # noqa: F811
 ):  # fmt: skip
     packed = packed_file(translation, tmp_path, "--compression", compression, "--gates", gates)
     kept, unpacked = encoded(load(packed)[0]), encoded(load(packed, packed_weights="unpack")[0])
     if compression == "rank:2":
         torch.testing.assert_close(kept, unpacked, rtol=1e-4, atol=1e-5)
     else:
-        # inputs and states are rounded to 1/127 of 1/254 of their largest, some dozens of them a sum
+        # inputs and states are rounded to 1/32767 of their largest, some dozens of them a sum
         torch.testing.assert_close(kept, unpacked, rtol=1e-3, atol=1e-3)
         assert not torch.equal(kept, unpacked)
 
@@ -74,23 +68,22 @@ def test_factors_translate_as_their_product_does(tiny_data, translation, tmp_pat
     assert found == generated(tiny_data, packed_file(translation, tmp_path, *options, "--packed-weights", "unpack"))
 
 
-def test_integers_translate_nearly_as_the_unpacked_do(tiny_data, translation, tmp_path, exact):  # noqa: F811
+def test_integers_translate_nearly_as_the_unpacked_do(tiny_data, translation, tmp_path):  # noqa: F811
     found = generated(tiny_data, packed_file(translation, tmp_path, *ALL))
     unpacked = generated(tiny_data, packed_file(translation, tmp_path, *ALL, "--packed-weights", "unpack"))
-    # a tiny model is seldom sure of itself, so that some sentences tip over
-    assert sum(a == b for a, b in zip(found, unpacked, strict=True)) > len(found) / 2
+    # a tiny model is seldom sure of itself, so that a sentence may tip over
+    assert sum(a == b for a, b in zip(found, unpacked, strict=True)) >= 0.9 * len(found)
 
 
-def test_a_packed_language_model_is_near_the_unpacked(tiny_text, language_model, tmp_path, exact):  # noqa: F811
+def test_a_packed_language_model_is_near_the_unpacked(tiny_text, language_model, tmp_path):  # noqa: F811
     packed = packed_file(language_model, tmp_path, *ALL)
     unpacked = eval_lm(tiny_text, packed, "--model-overrides", "{'packed_weights': 'unpack'}")
     found = eval_lm(tiny_text, packed)
-    assert float(found["perplexity"]) == pytest.approx(float(unpacked["perplexity"]), rel=0.01)
-    assert found["perplexity"] != unpacked["perplexity"]
+    assert float(found["perplexity"]) == pytest.approx(float(unpacked["perplexity"]), rel=1e-3)
 
 
 @pytest.mark.parametrize("compression", ["int:8", "rank:2+int:8"])
-def test_tied_embeddings_stay_tied(tiny_data, tmp_path, exact, compression):
+def test_tied_embeddings_stay_tied(tiny_data, tmp_path, compression):
     prefixes = [f"--{split}pref={tiny_data.parent / split}" for split in ("train", "valid", "test")]
     data = tmp_path / "joined"
     command = ["-s=de", "-t=en", *prefixes, f"--destdir={data}", "--joined-dictionary"]
@@ -110,24 +103,24 @@ def test_tied_embeddings_stay_tied(tiny_data, tmp_path, exact, compression):
     assert isinstance(embedding.weight, PackedMatrix) and embedding is model.decoder.embed_tokens
     x = torch.randn(2, model.decoder.h_size)
     torch.testing.assert_close(
-        model.decoder.output_layer(x), x @ embedding.weight.weight().unpacked().t(), rtol=0.1, atol=0.1
+        model.decoder.output_layer(x), x @ embedding.weight.weight().unpacked().t(), rtol=1e-3, atol=1e-3
     )
     tokens = torch.tensor([[3, 5], [1, 0]])
     torch.testing.assert_close(embedding(tokens), embedding.weight.weight().unpacked()[tokens])
     assert len(generated(data, packed)) > 0
 
 
-def test_where_integers_are_not_multiplied_exactly_they_are_unpacked(translation, tmp_path, monkeypatch, caplog):  # noqa: F811
+def test_where_there_are_no_kernels_integers_are_unpacked(translation, tmp_path, monkeypatch, caplog):  # noqa: F811
     packed = packed_file(translation, tmp_path, *ALL)
     unpacked = load(packed, packed_weights="unpack")[0]
     monkeypatch.setattr(ops, "integer_products", lambda: False)
     model = load(packed)[0]
-    assert "packed weights are unpacked to float32, since this processor" in caplog.text
+    assert "packed weights are unpacked to float32, since the kernels" in caplog.text
     expected = unpacked.state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
 
 
-def test_training_packed_weights_is_refused_with_a_sentence(tiny_data, translation, tmp_path, exact):  # noqa: F811
+def test_training_packed_weights_is_refused_with_a_sentence(tiny_data, translation, tmp_path):  # noqa: F811
     packed = packed_file(translation, tmp_path)
     with pytest.raises(ValueError, match="cannot be trained: load them with --packed-weights unpack"):
         load(packed)[0].train()
@@ -136,7 +129,7 @@ def test_training_packed_weights_is_refused_with_a_sentence(tiny_data, translati
         train_in_process(train_options(tiny_data, tmp_path / "more", "g2lstm", *options))
 
 
-def test_scales_keep_their_precision_in_half_models(translation, tmp_path, exact):  # noqa: F811
+def test_scales_keep_their_precision_in_half_models(translation, tmp_path):  # noqa: F811
     model = load(packed_file(translation, tmp_path))[0]
     before = model.encoder.lstm.weight_ih_l0.scales.clone()
     model.half()
@@ -145,7 +138,7 @@ def test_scales_keep_their_precision_in_half_models(translation, tmp_path, exact
 
 
 @pytest.mark.parametrize("compression", ["int:8", "rank:2", "rank:2+int:8"])
-def test_half_models_with_packed_embeddings_encode(translation, tmp_path, exact, compression):  # noqa: F811
+def test_half_models_with_packed_embeddings_encode(translation, tmp_path, compression):  # noqa: F811
     packed = packed_file(translation, tmp_path, *ALL, "--compression", compression)
     expected = encoded(load(packed)[0])
     found = encoded(load(packed)[0].bfloat16())
@@ -153,7 +146,7 @@ def test_half_models_with_packed_embeddings_encode(translation, tmp_path, exact,
     torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.05)
 
 
-def test_a_state_dict_of_a_packed_model_loads_into_it(translation, tmp_path, exact):  # noqa: F811
+def test_a_state_dict_of_a_packed_model_loads_into_it(translation, tmp_path):  # noqa: F811
     packed = packed_file(translation, tmp_path, *ALL)
     model, other = load(packed)[0], load(packed)[0]
     with torch.no_grad():
@@ -162,7 +155,7 @@ def test_a_state_dict_of_a_packed_model_loads_into_it(translation, tmp_path, exa
     assert torch.equal(encoded(model), encoded(other))
 
 
-def test_gates_of_a_packed_model_are_observed(translation, tmp_path, exact):  # noqa: F811
+def test_gates_of_a_packed_model_are_observed(translation, tmp_path):  # noqa: F811
     from fairseq_g2lstm.gate_stats import observe_gates
 
     packed = packed_file(translation, tmp_path, *ALL)
@@ -176,7 +169,7 @@ def test_gates_of_a_packed_model_are_observed(translation, tmp_path, exact):  # 
         torch.testing.assert_close(kept, unpacked, rtol=0.01, atol=0.01)
 
 
-def test_packed_weights_of_another_size_are_refused_with_a_sentence(translation, tmp_path, exact):  # noqa: F811
+def test_packed_weights_of_another_size_are_refused_with_a_sentence(translation, tmp_path):  # noqa: F811
     packed = packed_file(translation, tmp_path)
     with pytest.raises(ValueError, match="the packed encoder.lstm.weight_ih_l0 has shape"):
         load(packed, encoder_hidden_size=7, decoder_hidden_size=14)
@@ -199,17 +192,17 @@ def replace(module: nn.Module, name: str) -> Tensor:
     return q.float() * scales[:, None]
 
 
-def test_embedding_and_linear_with_packed_weights(exact):
+def test_embedding_and_linear_with_packed_weights():
     embedding, linear = Embedding(9, 4), Linear(4, 6)
     rows, weight = replace(embedding, "weight"), replace(linear, "weight")
     tokens = torch.tensor([[1, 8], [0, 1]])
     with torch.no_grad():
         assert torch.equal(embedding(tokens), rows[tokens])
         expected = nn.functional.linear(rows[tokens], weight, linear.bias)
-        torch.testing.assert_close(linear(embedding(tokens)), expected, rtol=0.05, atol=0.02)
+        torch.testing.assert_close(linear(embedding(tokens)), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_layers_and_cells_with_packed_weights(exact):
+def test_layers_and_cells_with_packed_weights():
     for module, name in ((G2LSTM(5, 3), "weight_ih_l0"), (G2LSTMCell(5, 3), "weight_ih")):
         module.eval()
         x = torch.randn(4, 2, 5) if isinstance(module, G2LSTM) else torch.randn(2, 5)

@@ -131,7 +131,7 @@ def _notes(models: Sequence[Model], settings: Settings) -> list[str]:
         f"batches of {settings.batch_size}. {machine()}",
     ]
     if not ops.integer_products():
-        lines.insert(1, "Kept integers are unpacked too: this processor, or this build, cannot multiply them exactly.")
+        lines.insert(1, "Kept integers are unpacked too: the kernels that multiply them are not built.")
     return lines
 
 

@@ -19,8 +19,8 @@ def keep_packed(
     """Makes a model ready to load a packed state dict as it is, and gives the tensors the names that they have then.
 
     Matrices of `holders`, embeddings and linear layers stay as they are stored; anything else is unpacked to float32.
-    So is all where integers are stored and this processor cannot multiply them exactly. A state dict without packed
-    weights is left as it is.
+    So is all where integers are stored and the compiled kernels are not there. A state dict without packed weights is
+    left as it is.
 
     Args:
         model: its parameters are replaced.
@@ -34,8 +34,8 @@ def keep_packed(
         return
     if _holds_integers(state_dict) and not ops.integer_products():
         logger.warning(
-            "packed weights are unpacked to float32, since this processor cannot multiply integers of 8 bits exactly "
-            "or the compiled kernels are not there: the model takes the memory and the time of the float32 one"
+            "packed weights are unpacked to float32, since the kernels that multiply integers are not built: the "
+            "model takes the memory and the time of the float32 one"
         )
         unpack_weights(state_dict)
         return

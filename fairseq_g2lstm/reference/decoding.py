@@ -190,7 +190,7 @@ def decoder_step(
     inputs = torch.cat((x, feed), dim=1)
     hs, cs = [], []
     for cell, h_before, c_before in zip(cells, h, c, strict=True):
-        a = linear(inputs, cell.w_ih, cell.bias, fine=True) + linear(h_before, cell.w_hh, fine=True)
+        a = linear(inputs, cell.w_ih, cell.bias, mode.hard) + linear(h_before, cell.w_hh, fine=mode.hard)
         inputs, c_after, _ = cell_step(a, c_before.to(state_dtype(a)), None, mode)
         hs.append(inputs)
         cs.append(c_after.to(c.dtype))

@@ -182,7 +182,7 @@ def lstm_layer(
     """
     n_steps, n_rows = x.shape[:2]
     h_size = h_0.size(1)
-    a_x = linear(x, w_ih, b_ih, fine=True)
+    a_x = linear(x, w_ih, b_ih, fine=mode.hard)
     if b_hh is not None:
         a_x = a_x + b_hh.to(a_x.dtype)
     h = h_0.to(a_x.dtype)
@@ -195,7 +195,7 @@ def lstm_layer(
     outputs: list[Tensor] = []
     gates: list[Tensor] = []
     for t in range(n_steps - 1, -1, -1) if reverse else range(n_steps):
-        a = a_x[t] + linear(h, w_hh, fine=True)
+        a = a_x[t] + linear(h, w_hh, fine=mode.hard)
         h_new, c_new, z = cell_step(a, c, None if noise is None else noise[t], mode)
         if valid is None:
             h, c = h_new, c_new

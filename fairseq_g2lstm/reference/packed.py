@@ -1,9 +1,9 @@
 """Weights as packed checkpoints have them, in plain PyTorch: rows in integers, products of factors, or both.
 
 In a product with integer weights the left side is turned to integers as well, with a scale a row, and the sums are
-exact: x = s_x q, y = s_x s_w sum q q_w. In the layers, where errors would go on from step to step, a number has two
-integers of 8 bits, x = s_x (q + r / 254), y = s_x s_w (sum q q_w + sum r q_w / 254), which is nearly the product of the
-numbers that the weights' integers stand for (`PackedWeight.unpacked`).
+exact: x = s_x q, y = s_x s_w sum q q_w, with q of 16 bits. In layers whose gates are hard, where the sign of a sum
+decides, a number has two integers, x = s_x (q + r / 65534), y = s_x s_w (sum q q_w + sum r q_w / 65534), which is all
+of a float32.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LARGEST, REST = 127, 254
+LARGEST, REST = 32767, 65534
 
 
 class Factor(NamedTuple):

@@ -171,32 +171,39 @@ struct CrossEntropy {
   F grad_smooth = 0;
 };
 
-// What the second integer of a number is divided by: x = scale (q + q_rest / kRest).
-constexpr int kRest = 254;
+// Integers of a product's left side: x = scale (q + q_rest / kRest), q and q_rest of 16 bits.
+constexpr int kLargest = 32767;
+constexpr int kRest = 65534;
+constexpr std::int64_t kPaddedTo = 32;  // rows of integers are filled up with zeros to a multiple of this
+constexpr std::int64_t kSumsTo = 512;   // products of 16 by 8 bits whose sum has 32
 
-// Rows of a product's left side in integers: q = round(127 x / max |x|), and q_rest of what rounding left, or null.
+constexpr std::int64_t padded_size(std::int64_t size) { return (size + kPaddedTo - 1) / kPaddedTo * kPaddedTo; }
+
+// Rows of a product's left side in integers: q = round(x / scale), and q_rest of what rounding left, or null.
 template <class F>
 struct Quantize {
-  const F* x = nullptr;      // (B, K), `stride` between rows
+  const F* x = nullptr;  // (B, K), `stride` between rows
   std::int64_t stride = 0;
-  std::int64_t size = 0;     // K
-  std::int8_t* q = nullptr;  // (B, K)
-  std::int8_t* q_rest = nullptr;  // (B, K), or null
-  F* scales = nullptr;       // (B,) max |x| / 127; NaN where x holds infinities or NaN
+  std::int64_t size = 0;           // K
+  std::int16_t* q = nullptr;       // (B, padded K)
+  std::int16_t* q_rest = nullptr;  // (B, padded K), or null
+  F* scales = nullptr;             // (B,) max |x| / kLargest; NaN where x holds infinities or NaN
 };
 
-// Sums of integer products as numbers: out = start + (sum + sum_rest / kRest) times the row's and the column's scale.
+// out (B, N) = start + x times the transpose of the weights, both in integers.
 template <class F>
-struct Rescale {
-  const std::int32_t* sums = nullptr;  // (B, N)
-  const std::int32_t* sums_rest = nullptr;  // (B, N), or null for 0
-  const F* row_scales = nullptr;       // (B,)
-  const F* scales = nullptr;           // (N,)
-  const F* start = nullptr;            // (B, N), `start_stride` between rows (0 for one row for all), or null for 0
+struct IntegerProduct {
+  const std::int16_t* q = nullptr;       // (B, padded K)
+  const std::int16_t* q_rest = nullptr;  // (B, padded K), or null for 0
+  const F* row_scales = nullptr;         // (B,)
+  const std::int8_t* weights = nullptr;  // (N, K)
+  const F* scales = nullptr;             // (N,)
+  std::int64_t size_k = 0;
+  std::int64_t size_n = 0;
+  const F* start = nullptr;  // (B, N), `start_stride` between rows (0 for one row for all), or null for 0
   std::int64_t start_stride = 0;
-  F* out = nullptr;                    // (B, N), `stride` between rows
+  F* out = nullptr;  // (B, N), `stride` between rows
   std::int64_t stride = 0;
-  std::int64_t size = 0;               // N
 };
 
 // One set of kernels, for one instruction set.
@@ -237,15 +244,17 @@ struct Core {
   void (*cross_entropy)(const CrossEntropy<F>& task, std::int64_t row_begin, std::int64_t row_end);
   void (*cross_entropy_backward)(const CrossEntropy<F>& task, std::int64_t row_begin, std::int64_t row_end);
   void (*quantize)(const Quantize<F>& task, std::int64_t row_begin, std::int64_t row_end);
-  void (*rescale)(const Rescale<F>& task, std::int64_t row_begin, std::int64_t row_end);
+  void (*multiply_integers)(
+      const IntegerProduct<F>& task, std::int64_t column_begin, std::int64_t column_end, std::int64_t row_begin,
+      std::int64_t row_end);
   // The random words of rows [row_begin, row_end) at step t: out (B, H) for each of four words, word_stride apart.
   void (*words)(
       const Noise& noise, std::int64_t t, std::int64_t h_size, std::int64_t* out, std::int64_t word_stride,
       std::int64_t row_begin, std::int64_t row_end);
 };
 
-// The kernels of the best instruction set that this processor has; G2LSTM_CPU_CAPABILITY=default|avx2|avx512 in the
-// environment chooses a lesser one.
+// The kernels of the best instruction set that this processor has; G2LSTM_CPU_CAPABILITY=
+// default|avx2|avx512|avx512_vnni in the environment chooses a lesser one.
 template <class F>
 const Core<F>& core();
 
@@ -258,6 +267,10 @@ template <class F>
 const Core<F>& get();
 }
 namespace avx512 {
+template <class F>
+const Core<F>& get();
+}
+namespace avx512_vnni {
 template <class F>
 const Core<F>& get();
 }

@@ -7,57 +7,44 @@
 #include "layer_run.h"
 
 namespace g2lstm {
-
-bool integer_products_are_exact() {
-  static const bool exact = [] {
-    // without oneDNN the library's product is a plain loop
-    if (!at::hasMKLDNN() || !at::globalContext().userEnabledMkldnn()) return false;
-    const Tensor most = at::full({16, 64}, 127, at::kChar);
-    return at::_int_mm(most, most.t()).eq(64 * 127 * 127).all().item<bool>();
-  }();
-  return exact;
-}
-
 namespace {
 
-constexpr std::int64_t kSums = std::int64_t{1} << 20;  // that are made at a time, so that they stay in the cache
+constexpr std::int64_t kOneThread = 1 << 18;  // multiplications that are not worth a second one
 
-// Where a number has two integers, both are rows of one product.
 template <class F>
 void multiply_integers(
     const Tensor& x, const Factor& factor, const Tensor& out, const OptionalTensor& start, bool fine) {
-  const std::int64_t size_k = x.size(1), size_n = factor.weights.size(0), parts = fine ? 2 : 1;
-  const std::int64_t run = std::min(x.size(0), std::max<std::int64_t>(kSums / (parts * size_n), 16));
-  const Tensor q = at::empty({parts * run, size_k}, x.options().dtype(at::kChar));
-  const Tensor sums = at::empty({parts * run, size_n}, q.options().dtype(at::kInt));
-  const Tensor row_scales = at::empty({run}, x.options());
-  const Tensor scales = factor.scales.to(x.scalar_type()), transposed = factor.weights.t();
-  for (std::int64_t first = 0; first < x.size(0); first += run) {
-    const std::int64_t rows = std::min(run, x.size(0) - first);
-    Quantize<F> quantize;
-    quantize.x = x.const_data_ptr<F>() + first * x.stride(0);
-    quantize.stride = x.stride(0);
-    quantize.size = size_k;
-    quantize.q = q.mutable_data_ptr<std::int8_t>();
-    if (fine) quantize.q_rest = quantize.q + rows * size_k;
-    quantize.scales = row_scales.mutable_data_ptr<F>();
-    at::parallel_for(0, rows, 64, [&](auto begin, auto end) { core<F>().quantize(quantize, begin, end); });
-    Tensor some = sums.narrow(0, 0, parts * rows);
-    at::_int_mm_out(some, q.narrow(0, 0, parts * rows), transposed);
-    Rescale<F> rescale;
-    rescale.sums = some.const_data_ptr<std::int32_t>();
-    if (fine) rescale.sums_rest = rescale.sums + rows * size_n;
-    rescale.row_scales = row_scales.const_data_ptr<F>();
-    rescale.scales = scales.const_data_ptr<F>();
-    if (start.has_value()) {
-      rescale.start_stride = start->dim() == 2 ? start->stride(0) : 0;
-      rescale.start = start->const_data_ptr<F>() + first * rescale.start_stride;
-    }
-    rescale.out = out.mutable_data_ptr<F>() + first * out.stride(0);
-    rescale.stride = out.stride(0);
-    rescale.size = size_n;
-    at::parallel_for(0, rows, 16, [&](auto begin, auto end) { core<F>().rescale(rescale, begin, end); });
+  const std::int64_t n_rows = x.size(0), size_k = x.size(1), size_n = factor.weights.size(0);
+  const std::int64_t q_size = n_rows * padded_size(size_k);
+  const Tensor q = at::empty({(fine ? 2 : 1) * q_size}, x.options().dtype(at::kShort));
+  const Tensor row_scales = at::empty({n_rows}, x.options());
+  Quantize<F> quantize;
+  quantize.x = x.const_data_ptr<F>();
+  quantize.stride = x.stride(0);
+  quantize.size = size_k;
+  quantize.q = q.mutable_data_ptr<std::int16_t>();
+  if (fine) quantize.q_rest = quantize.q + q_size;
+  quantize.scales = row_scales.mutable_data_ptr<F>();
+  at::parallel_for(0, n_rows, 64, [&](auto begin, auto end) { core<F>().quantize(quantize, begin, end); });
+  const Tensor scales = factor.scales.to(x.scalar_type());
+  IntegerProduct<F> product;
+  product.q = quantize.q;
+  product.q_rest = quantize.q_rest;
+  product.row_scales = quantize.scales;
+  product.weights = factor.weights.const_data_ptr<std::int8_t>();
+  product.scales = scales.const_data_ptr<F>();
+  product.size_k = size_k;
+  product.size_n = size_n;
+  if (start.has_value()) {
+    product.start_stride = start->dim() == 2 ? start->stride(0) : 0;
+    product.start = start->const_data_ptr<F>();
   }
+  product.out = out.mutable_data_ptr<F>();
+  product.stride = out.stride(0);
+  const std::int64_t columns_at_once = std::max<std::int64_t>(kOneThread / (n_rows * size_k), 4);
+  at::parallel_for(0, size_n, columns_at_once, [&](auto begin, auto end) {
+    core<F>().multiply_integers(product, begin, end, 0, n_rows);
+  });
 }
 
 void multiply_factor(const Tensor& x, const Factor& factor, Tensor out, const OptionalTensor& start, bool fine) {
@@ -216,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> packed_layer(
   }
   const OptionalTensor lengths = ragged(lengths_given, size.steps);
   Tensor gates = at::empty({size.steps, size.rows, 4 * size.units}, x.options());
-  w_ih.multiply(x.view({-1, size.inputs}), gates.view({-1, 4 * size.units}), bias, /*fine=*/true);
+  w_ih.multiply(x.view({-1, size.inputs}), gates.view({-1, 4 * size.units}), bias, /*fine=*/hard);
   Tensor outputs = at::empty({size.steps, size.rows, size.units}, x.options()), cells = at::empty_like(outputs);
   Tensor z = at::empty({need_gates ? size.steps : 0, size.rows, 2 * size.units}, x.options());
   Tensor h_n;
@@ -226,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> packed_layer(
       if (rows == 0) return;
       const Tensor a = at::from_blob(step.a, {rows, 4 * size.units}, x.options());
       const Tensor h = at::from_blob(const_cast<scalar_t*>(step.h), {rows, size.units}, x.options());
-      w_hh.multiply(h, a, a, /*fine=*/true);
+      w_hh.multiply(h, a, a, /*fine=*/hard);
     };
     h_n = run_forward<scalar_t>(
         size, h_0, c_0, lengths, options.spec<scalar_t>(), Noise(), reverse, recur, gates, outputs, cells, z);
@@ -255,8 +242,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> packed_decoder_step(
     OptionalTensor start;
     if (!bias.empty()) start = bias[layer].to(input.scalar_type()).contiguous();
     const Tensor a = at::empty({size.rows, 4 * size.units}, input.options());
-    w_ih[layer].multiply(input, a, start, /*fine=*/true);
-    w_hh[layer].multiply(h_before.contiguous(), a, a, /*fine=*/true);
+    w_ih[layer].multiply(input, a, start, /*fine=*/hard);
+    w_hh[layer].multiply(h_before.contiguous(), a, a, /*fine=*/hard);
     return a;
   };
   return run_decoder_step(size, x, h, c, feed, product, keys, values, padding, rows, w_out, temperature, hard);
@@ -268,10 +255,6 @@ TORCH_LIBRARY_IMPL(g2lstm, CPU, m) {
   m.impl("packed_linear", packed_linear);
   m.impl("packed_layer", packed_layer);
   m.impl("packed_decoder_step", packed_decoder_step);
-}
-
-TORCH_LIBRARY_FRAGMENT(g2lstm, m) {
-  m.def("integer_products_are_exact() -> bool", integer_products_are_exact);
 }
 
 }  // namespace g2lstm

@@ -5,10 +5,6 @@
 
 namespace g2lstm {
 
-// Whether the library's products of int8 matrices are exact, and more than a plain loop: on processors whose instructions add pairs of products in
-// 16 bits, those of AVX2 and the first AVX-512, they saturate.
-bool integer_products_are_exact();
-
 // One matrix of a chain of products: (N, K) of a floating dtype, or int8 with a scale for each of its rows.
 struct Factor {
   Tensor weights;
@@ -21,8 +17,8 @@ struct PackedWeight {
   std::int64_t inputs = 0, outputs = 0;
 
   // out (M, N) = start + x (M, K) times the transpose; start is a bias (N,), out itself, or nothing. x and out have the
-  // state's dtype; their rows may be apart. For weights in integers x is rounded to 8 bits, or, where it is to be fine,
-  // to 16.
+  // state's dtype; their rows may be apart. For weights in integers x is rounded to 16 bits, or, where it is to be fine,
+  // to 32.
   void multiply(const Tensor& x, const Tensor& out, const OptionalTensor& start, bool fine) const;
 };
 

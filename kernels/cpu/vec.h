@@ -36,6 +36,10 @@ template <>
 struct VecOf<double> {
   using type = VecD;
 };
+template <>
+struct VecOf<std::int32_t> {
+  using type = VecI;
+};
 template <class Scalar>
 using Vec = typename VecOf<Scalar>::type;
 template <class Scalar>
