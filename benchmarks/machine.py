@@ -47,7 +47,9 @@ def describe(device: str, threads: int) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         }
-    versions = {**_versions(), "kernels": kernels_missing(device) or "compiled"}
+    missing = kernels_missing(device)
+    compiled = f"compiled ({torch.ops.g2lstm.cpu_capability()})" if device == "cpu" and missing is None else "compiled"
+    versions = {**_versions(), "kernels": missing or compiled}
     return {"machine": machine, "versions": versions, "command": command()}
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from . import ops
 from .packed.matrix import weight_of
 from .philox import draw_seed
+from .reference import unpacked
 from .settings import GateSettings
 
 GateObserver = Callable[[int, bool, Tensor, Tensor | None], None]
@@ -178,9 +179,10 @@ class G2LSTM(_Gated):
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
-        """For each layer and direction its weights, as torch.nn.LSTM's attribute of this name."""
+        """For each layer and direction its weights, as torch.nn.LSTM's attribute of this name; packed ones unpacked."""
+        dtype = next((weight.dtype for weight in self.parameters()), torch.float32)
         return [
-            [w for w in self.weights(layer, reverse) if isinstance(w, Tensor)]
+            [unpacked(w, dtype) for w in self.weights(layer, reverse) if w is not None]
             for layer in range(self.num_layers)
             for reverse in (False, True)[: 2 if self.bidirectional else 1]
         ]

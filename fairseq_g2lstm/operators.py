@@ -311,8 +311,12 @@ _library = torch.library.Library("g2lstm", "FRAGMENT")
 
 
 def _register_autocast(name: str, device_type: str) -> None:
-    """Casts what the products read to autocast's dtype, as torch.nn.LSTM's operators do; float64 stays."""
+    """Casts what the products read to autocast's dtype, as torch.nn.LSTM's operators do; float64 stays.
+
+    Packed weights stay as they are stored.
+    """
     operator = getattr(_ops, name).default
+    packed = [argument.name == "weights" for argument in operator._schema.arguments]
 
     def cast(value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
@@ -321,11 +325,11 @@ def _register_autocast(name: str, device_type: str) -> None:
 
     def call(*args: Any) -> Any:
         with torch.autocast(device_type, enabled=False):
-            return operator(*(cast(arg) for arg in args))
+            return operator(*(arg if stays else cast(arg) for arg, stays in zip(args, packed, strict=False)))
 
     _library.impl(name, call, "AutocastCPU" if device_type == "cpu" else "AutocastCUDA")
 
 
-for _name in ("layer", "decoder", "decoder_step"):
+for _name in ("layer", "decoder", "decoder_step", "packed_linear", "packed_layer", "packed_decoder_step"):
     for _device_type in ("cpu", "cuda"):
         _register_autocast(_name, _device_type)

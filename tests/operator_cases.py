@@ -420,10 +420,11 @@ def results_of_all_operators() -> dict[str, Tensor]:
         nll, smooth = ops.cross_entropy(x, torch.arange(9), 1)
         results |= {f"{name} nll": nll.detach(), f"{name} smooth": smooth.detach()}
         results[f"{name} cross_entropy's gradient"] = torch.autograd.grad(nll + 0.1 * smooth, x)[0]
-        q = torch.arange(-127, 128, dtype=torch.int8)[: 83 * 3].view(3, 83)
-        for fine in (False, True):
-            given = x.detach(), [q, torch.ones(3)], [1, 1], None, fine
-            results[f"packed, fine {fine}, {name}"] = torch.ops.g2lstm.packed_linear(*given)
+        for n_inputs, fine in ((83, False), (83, True), (1050, False)):
+            q = torch.arange(7 * n_inputs).remainder(255).sub(127).to(torch.int8).view(7, n_inputs)
+            left = random_tensor(torch.Generator().manual_seed(9), dtype, 9, n_inputs)
+            given = left, [q, torch.ones(7)], [1, 1], torch.ones(7, dtype=dtype), fine
+            results[f"packed, {n_inputs} inputs, fine {fine}, {name}"] = torch.ops.g2lstm.packed_linear(*given)
         for case in (StepCase(5, 83), LayerCase(5, 7, 6, 83, lengths="ragged"), DecoderCase(4, 5, 6, 83)):
             result = run_operator(replace(case, dtype=dtype))
             operator = f"{case_name[type(case)]} {name}"
@@ -435,4 +436,4 @@ def results_of_all_operators() -> dict[str, Tensor]:
 if __name__ == "__main__":
     # python -m operator_cases FILE: what an instruction set computes, to be compared with another's.
     torch.set_num_threads(1)
-    torch.save(results_of_all_operators(), sys.argv[1])
+    torch.save((torch.ops.g2lstm.cpu_capability(), results_of_all_operators()), sys.argv[1])

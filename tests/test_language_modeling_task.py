@@ -161,6 +161,14 @@ def test_a_checkpoint_without_a_validation_before_it_has_the_averages_too(
     assert_identical(states[1]["model"], states[0]["model"])
 
 
+def test_with_reset_optimizer_the_averaging_starts_anew(tiny_text: Path, tmp_path: Path, uninterrupted: Path):
+    (middle,) = uninterrupted.glob("checkpoint_*_120.pt")
+    assert kept(read_checkpoint(middle))["trigger"]["fired"]
+    options = [*RECIPE, "--restore-file", middle, "--reset-optimizer", "--max-update", 5]
+    state = read_checkpoint(train_lm(tiny_text, tmp_path, *options) / "checkpoint_last.pt")
+    assert not averages(state) and not kept(state)["trigger"]["fired"]
+
+
 def test_half_precision_is_validated_and_saved_on_the_averages(tiny_text: Path, tmp_path: Path):
     # without flat gradients, which fairseq has on CUDA alone
     half = ["--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", 16]

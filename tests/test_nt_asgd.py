@@ -46,6 +46,16 @@ def test_before_averaging_it_is_sgd():
         torch.testing.assert_close(found, expected)
 
 
+def test_without_a_task_that_starts_the_averaging_it_says_so_once(caplog: pytest.LogCaptureFixture):
+    take_steps(make(start()), 2)
+    assert caplog.text.count("this task never starts the averaging") == 1
+    watched, never = make(start()), make(start())
+    watched.watched, never.cfg.asgd_nonmono = True, 0
+    for optimizer in (watched, never):
+        take_steps(optimizer, 1)
+    assert caplog.text.count("this task never starts the averaging") == 1
+
+
 def test_averaging_leaves_the_weights_that_sgd_moves_as_they_were():
     plain, averaged = make(start(), weight_decay=0.1), make(start(), weight_decay=0.1)
     averaged.start_averaging()

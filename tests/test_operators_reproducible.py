@@ -213,7 +213,8 @@ LEVELS = {"default": None, "avx2": "AVX2", "avx512": "AVX512", "avx512_vnni": "A
 
 
 @pytest.fixture(scope="module")
-def results_by_level(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+def level_and_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, dict[str, Tensor]]]:
+    """By the instruction set that was asked for the one that was taken, and what it computed."""
     if platform.machine() != "x86_64":
         pytest.skip(f"other instruction sets are chosen on x86-64 alone, this is {platform.machine()}")
     folder, results = tmp_path_factory.mktemp("levels"), {}
@@ -224,6 +225,11 @@ def results_by_level(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict
         assert done.returncode == 0, done.stderr
         results[level] = torch.load(path)
     return results
+
+
+@pytest.fixture(scope="module")
+def results_by_level(level_and_results) -> dict[str, dict[str, Tensor]]:
+    return {level: results for level, (_, results) in level_and_results.items()}
 
 
 @pytest.mark.slow
@@ -247,7 +253,10 @@ def test_every_instruction_set_computes_the_same_within_the_bounds(results_by_le
 
 
 @pytest.mark.slow
-def test_the_environment_chooses_the_instruction_set(results_by_level):
+def test_the_environment_chooses_the_instruction_set(level_and_results, results_by_level):
+    best_here, order = torch.ops.g2lstm.cpu_capability(), list(LEVELS)
+    for level, (taken, _) in level_and_results.items():
+        assert taken == min(level, best_here, key=order.index)
     has = torch.backends.cpu.get_cpu_capability()
     if has not in LEVELS.values():
         pytest.skip(f"this processor has no instruction set beside the default: {has}")

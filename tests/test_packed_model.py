@@ -77,8 +77,10 @@ def test_integers_translate_nearly_as_the_unpacked_do(tiny_data, translation, tm
 
 def test_a_packed_language_model_is_near_the_unpacked(tiny_text, language_model, tmp_path):  # noqa: F811
     packed = packed_file(language_model, tmp_path, *ALL)
+    assert any(isinstance(module, PackedMatrix) for module in load(packed)[0].modules())
     unpacked = eval_lm(tiny_text, packed, "--model-overrides", "{'packed_weights': 'unpack'}")
     found = eval_lm(tiny_text, packed)
+    # what is left of rounding to 16 bits; fairseq prints two places
     assert float(found["perplexity"]) == pytest.approx(float(unpacked["perplexity"]), rel=1e-3)
 
 
@@ -214,6 +216,9 @@ def test_layers_and_cells_with_packed_weights():
             expected = module(x)[0]
             for each in (name, name.replace("ih", "hh")):
                 replace(module, each)  # what integers stand for is stored in the same integers
+            if isinstance(module, G2LSTM):
+                assert [w.shape for w in module.all_weights[0]] == [(12, 5), (12, 3), (12,), (12,)]
+                assert torch.equal(module.all_weights[0][1], unpacked)
             torch.testing.assert_close(module(x)[0], expected, rtol=1e-3, atol=1e-3)
 
 

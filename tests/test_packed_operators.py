@@ -58,6 +58,7 @@ def test_two_integers_a_number_are_all_of_it():
     ((factor,),) = packed.blocks
     expected = x @ (factor.weights.double() * factor.scales.double()[:, None]).t()
     coarse, fine = ((linear(x, packed, fine=fine) - expected).abs().max() for fine in (False, True))
+    # half steps of 1/32767 and of 1/65534 of it, times weights of about 0.2, 40 of them a sum
     assert 1e-6 < coarse < 1e-4 and fine < coarse / 10_000
 
 
@@ -77,6 +78,13 @@ def test_a_row_that_is_not_finite_gives_nan_and_the_others_are_as_they_were(valu
     for found in (linear(x, packed), ops.linear(x, packed)):
         assert found[2].isnan().all()
         torch.testing.assert_close(found[[0, 1, 3]], whole[[0, 1, 3]], **NEAR)
+
+
+def test_numbers_too_small_to_be_told_from_0_are_0():
+    packed, x = KINDS["integers"](matrix(7, 20)), numbers(4, 20)
+    x[1] *= 1e-36  # 32767 divided by it is beyond float32
+    for found in (linear(x, packed), ops.linear(x, packed)):
+        assert torch.equal(found[1], torch.zeros(7)) and found[[0, 2, 3]].isfinite().all()
 
 
 # The kernels
@@ -105,7 +113,13 @@ def test_wide_matrices_are_multiplied_block_by_block(fine: bool):
     packed, x, bias = KINDS["integers"](matrix(9548, 40)), numbers(70, 40), numbers(9548, seed=2)
     bound = 1e-5 if fine else flips(x, packed.unpacked())
     expected = linear(x, packed, bias, fine)
-    torch.testing.assert_close(ops.linear(x, packed, bias, fine), expected, rtol=1e-5, atol=bound)
+    found = ops.linear(x, packed, bias, fine)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=bound)
+    torch.set_num_threads(2)  # whose shares of the columns end within a tile
+    try:
+        assert torch.equal(ops.linear(x, packed, bias, fine), found)
+    finally:
+        torch.set_num_threads(1)
 
 
 @needs_kernels
@@ -116,7 +130,7 @@ def test_the_largest_sums_do_not_overflow(inputs: int, sign: int):
     q = torch.tensor([[-128], [127], [1], [-128], [127]], dtype=torch.int8).expand(5, inputs).contiguous()
     packed = PackedWeight(((Factor(q, torch.ones(5)),),))
     x = torch.full((7, inputs), 2.0 * sign)
-    torch.testing.assert_close(ops.linear(x, packed), x @ q.float().t(), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(ops.linear(x, packed), x @ q.float().t(), rtol=1e-6, atol=0.0)  # some float32 roundings
 
 
 @needs_kernels
@@ -135,15 +149,17 @@ def test_a_layers_long_products_add_to_what_is_there():
 @needs_kernels
 @pytest.mark.parametrize("reference", [False, True])
 def test_with_hard_gates_a_layer_is_the_unpacked_ones(reference: bool):
-    # where the sign of a sum decides, left sides of 16 bits would tip gates: of 200,000 some are within 1e-5 of 0
+    # where the sign of a sum decides, left sides of 16 bits would tip gates: of 192,000 some are within 1e-5 of 0, but
+    # none within the 1e-9 of 32 bits
     mode = GateSettings("gumbel", eval_mode="hard").mode(training=False)
     w_ih, w_hh = (KINDS["integers"](matrix(4 * 64, size)) for size in (40, 64))
-    arguments = numbers(50, 30, 40), numbers(30, 64), numbers(30, 64, seed=5)
+    plain = [factor.weights.double() * factor.scales.double()[:, None] for ((factor,),) in (w_ih.blocks, w_hh.blocks)]
+    arguments = [t.double() for t in (numbers(50, 30, 40), numbers(30, 64), numbers(30, 64, seed=5))]
     with torch.no_grad(), ops.use_reference() if reference else nullcontext():
         found = ops.lstm_layer(*arguments, w_ih, w_hh, mode=mode)
-        expected = ops.lstm_layer(*arguments, w_ih.unpacked(), w_hh.unpacked(), mode=mode)
+        expected = ops.lstm_layer(*arguments, *plain, mode=mode)
     for value, other in zip(found[:3], expected[:3], strict=True):
-        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(value, other, rtol=1e-6, atol=1e-6)  # 1e-9 through 50 steps
 
 
 @needs_kernels
@@ -191,7 +207,7 @@ def test_a_layer_equals_the_references(kind: str, reverse: bool, lengths: list[i
     if lengths_given is not None:
         valid = torch.arange(5)[:, None] < lengths_given
     for value, other in zip(found[:3], expected[:3], strict=True):
-        # a difference in the last bits may move an integer by one on its way through the steps: 1/254 of 1/127
+        # a difference in the last bits may move an integer by one on its way through the steps: 1/32767 of the largest
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[3][valid], expected[3][valid], rtol=3e-4, atol=3e-4)
 
@@ -222,6 +238,27 @@ def test_a_step_of_search_equals_the_references(kind: str, attention: bool):
         assert (value is None) == (other is None)
         if value is not None:
             torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@KIND
+def test_autocast_rounds_what_the_products_read_and_leaves_packed_weights_as_they_are(kind: str):
+    x, h, w_ih = numbers(4, 2, 5), numbers(2, 3), KINDS[kind](matrix(12, 5))
+    cells = [CellWeights(KINDS[kind](matrix(12, 8)), KINDS[kind](matrix(12, 3)), numbers(12), numbers(12))]
+
+    def compute(x: Tensor, h: Tensor, cells: list[CellWeights]) -> list[Tensor]:
+        outputs, *_ = ops.lstm_layer(x, h, h, w_ih, *cells[0][1:], mode=MODE)
+        stepped, *_ = ops.decoder_step(x[0], h[None], h[None], h, cells, mode=MODE)
+        return [ops.linear(x, w_ih), outputs, stepped]
+
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            found = compute(x, h, cells)
+        bias = (cells[0].b_ih + cells[0].b_hh).bfloat16()
+        rounded = CellWeights(*cells[0][:2], bias, torch.zeros_like(bias))
+        expected = compute(x.bfloat16(), h.bfloat16(), [rounded])
+    for value, other in zip(found, expected, strict=True):
+        assert value.dtype == torch.bfloat16 and torch.equal(value, other)
 
 
 @needs_kernels

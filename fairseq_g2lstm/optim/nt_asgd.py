@@ -1,6 +1,7 @@
 """SGD that turns to averaged SGD once validation stops improving: NT-ASGD of Merity, Keskar, Socher, "Regularizing
 and Optimizing LSTM Language Models" (ICLR 2018), on torch's SGD and ASGD (Polyak and Juditsky 1992)."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,8 @@ import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II, DictConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,6 +36,10 @@ class NTASGD(FairseqOptimizer):
     The parameters hold either the weights that SGD moves or their averages; `use_averages` and `use_raw` change
     them, and a step returns to the former. A state dict taken while they hold the averages has the others, as `raw`.
 
+    Attributes:
+        restored: whether a state dict was loaded.
+        watched: whether there is a task that will start the averaging.
+
     Raises:
         ValueError: an option is outside its range.
     """
@@ -43,6 +50,9 @@ class NTASGD(FairseqOptimizer):
             raise ValueError(f"--asgd-nonmono must be >= 0 (0 for never), got {cfg.asgd_nonmono}")
         self._optimizer: torch.optim.Optimizer = torch.optim.SGD(params, **self.optimizer_config)
         self._holds_averages = False
+        self.restored = False
+        self.watched = False
+        self._warned = False
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
@@ -99,6 +109,12 @@ class NTASGD(FairseqOptimizer):
 
     def step(self, closure: Any = None, scale: float = 1.0, groups: Any = None) -> None:
         """One step of SGD, and the average brought up to date."""
+        if not (self.watched or self.averaging or self._warned) and self.cfg.asgd_nonmono > 0:
+            self._warned = True
+            logger.warning(
+                "this task never starts the averaging of --optimizer nt_asgd, which is plain SGD then: use "
+                "--task g2lstm_language_modeling, or --asgd-nonmono 0 if that is what you want"
+            )
         self.use_raw()
         for state in self._optimizer.state.values():
             if "eta" in state:  # torch's ASGD would use the learning rate of the step before
@@ -115,6 +131,7 @@ class NTASGD(FairseqOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:
         """Takes a state dict; the parameters must hold what they held when it was taken."""
         inner = {key: value for key, value in state_dict.items() if key in ("state", "param_groups")}
+        self.restored = True
         if state_dict["averaging"]:
             self.start_averaging()
         self._holds_averages = any("raw" in state for state in inner["state"].values())

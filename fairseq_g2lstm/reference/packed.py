@@ -1,9 +1,9 @@
 """Weights as packed checkpoints have them, in plain PyTorch: rows in integers, products of factors, or both.
 
 In a product with integer weights the left side is turned to integers as well, with a scale a row, and the sums are
-exact: x = s_x q, y = s_x s_w sum q q_w, with q of 16 bits. In layers whose gates are hard, where the sign of a sum
-decides, a number has two integers, x = s_x (q + r / 65534), y = s_x s_w (sum q q_w + sum r q_w / 65534), which is all
-of a float32.
+those of integers: x = s_x q, y = s_x s_w sum q q_w, with q of 16 bits. In layers whose gates are hard, where the sign
+of a sum decides, a number has two integers, x = s_x (q + r / 65534), y = s_x s_w (sum q q_w + sum r q_w / 65534), which
+is all of a float32.
 """
 
 from typing import NamedTuple
@@ -87,10 +87,12 @@ def _multiply(x: Tensor, factor: Factor, fine: bool) -> Tensor:
     if factor.scales is None:
         return F.linear(x, factor.weights.to(x.dtype))
     most = x.abs().amax(-1, keepdim=True)
+    inverse = LARGEST / most
+    inverse = torch.where(inverse.isfinite(), inverse, 0.0)  # all 0, or too small to be told from it
     row_scales = torch.where(most > 0, most / LARGEST, 1.0)
     # a row with infinities or NaN gives NaN
     row_scales = row_scales + (x * 0).sum(-1, keepdim=True)
-    scaled = (x * torch.where(most > 0, LARGEST / most, 0.0)).nan_to_num().clamp(-LARGEST, LARGEST)
+    scaled = (x * inverse).nan_to_num().clamp(-LARGEST, LARGEST)
     q = torch.round(scaled)
     rest = torch.round((scaled - q) * REST) if fine else torch.zeros_like(q)
     q_sums, rest_sums = (F.linear(part.double(), factor.weights.double()) for part in (q, rest))  # exact

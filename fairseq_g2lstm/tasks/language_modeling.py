@@ -84,6 +84,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         self._optimizer: FairseqOptimizer | None = None
         self._train_iterator: EpochBatchIterator | None = None
         self._trigger = NonMonotonicTrigger()
+        self._trigger_restored = False
         self._first_valid_set = True
         self._length_ratios: list[float] = []
         self._ranks_state: _RanksState | None = None
@@ -294,7 +295,16 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
                 "use --fp16, or an optimiser that takes gradients of any size, such as adam"
             )
         self._optimizer = optimizer
-        if find_nt_asgd(optimizer) is not None and self._model is not None:
+        averager = find_nt_asgd(optimizer)
+        if averager is not None:
+            averager.watched = True
+            if not averager.restored and self._trigger_restored:
+                # the run goes on with --reset-optimizer, or from a checkpoint without the optimiser's state
+                if self._trigger.fired:
+                    logger.info("the optimiser begins anew, and so does the wait for the averaging to start")
+                self._trigger = NonMonotonicTrigger()
+            self._trigger_restored = False
+        if averager is not None and self._model is not None:
             # a checkpoint without a validation before it shall hold the averages too
             self._model.register_state_dict_pre_hook(lambda *_: self._use(averages=True))
 
@@ -319,6 +329,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
     def set_checkpoint_dict(self, kept: dict[str, Any]) -> None:
         """Takes up what `get_checkpoint_dict` gave; fairseq calls it when a run goes on."""
         self._trigger.load_state_dict(kept["trigger"])
+        self._trigger_restored = True
         state, model = kept["carried"], self._model
         if state is None or model is None or state["layout"] != self._layout():
             return  # inside an epoch the first block then says what is missing

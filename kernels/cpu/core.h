@@ -177,7 +177,7 @@ constexpr int kRest = 65534;
 constexpr std::int64_t kPaddedTo = 32;  // rows of integers are filled up with zeros to a multiple of this
 constexpr std::int64_t kSumsTo = 512;   // products of 16 by 8 bits whose sum has 32
 
-constexpr std::int64_t padded_size(std::int64_t size) { return (size + kPaddedTo - 1) / kPaddedTo * kPaddedTo; }
+static constexpr std::int64_t padded_size(std::int64_t size) { return (size + kPaddedTo - 1) / kPaddedTo * kPaddedTo; }
 
 // Rows of a product's left side in integers: q = round(x / scale), and q_rest of what rounding left, or null.
 template <class F>

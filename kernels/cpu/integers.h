@@ -136,7 +136,7 @@ G2LSTM_INLINE FourSums sums_of(Pairs a, Pairs b, Pairs c, Pairs d) {
 
 // A row's weights from k on; the last row's may end within the vector.
 G2LSTM_INLINE Pairs widen_before(const std::int8_t* p, const std::int8_t* end) {
-  if (p + kStep <= end) return widen(p);
+  if (end - p >= kStep) return widen(p);
   std::int8_t some[kStep] = {};
   std::memcpy(some, p, static_cast<std::size_t>(end - p));
   return widen(some);
