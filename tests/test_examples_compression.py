@@ -254,8 +254,9 @@ def test_each_command_is_fairseqs_own_with_the_plugin_alone(made):
     for command in made.commands:
         assert shlex.join(command) in made.said.splitlines()
         options = {word.partition("=")[0] for word in command[4:]}
-        allowed = {"--user-dir", "--cpu", "--path", "--gen-subset", "--batch-size", "--beam", "--remove-bpe"}
-        assert options - {"--required-batch-size-multiple", "--model-overrides"} == allowed
+        allowed = {"--gen-subset", "--batch-size", "--required-batch-size-multiple", "--num-workers"}
+        allowed |= {"--user-dir", "--cpu", "--path", "--beam", "--remove-bpe"}
+        assert options - {"--model-overrides"} == allowed
     assert sum(UNPACKED in command for command in made.commands) == 7
 
 

@@ -63,7 +63,8 @@ class Settings:
         plugin = PLUGIN.name if Path.cwd() == PLUGIN.parent else str(PLUGIN)
         module = "fairseq_cli.eval_lm" if self.is_language_model else "fairseq_cli.generate"
         command = ["python", "-m", module, str(self.data), f"--user-dir={plugin}", "--cpu", f"--path={checkpoint}"]
-        command += [f"--gen-subset={self.split}", f"--batch-size={self.batch_size}"]
+        # without workers: with one, torch 2.6 was seen to abort a command after the last line of its result
+        command += [f"--gen-subset={self.split}", f"--batch-size={self.batch_size}", "--num-workers=0"]
         if self.is_language_model:
             return [*command, "--task=g2lstm_language_modeling", f"--tokens-per-sample={BLOCK_LENGTH}", *more]
         # by default fairseq leaves out the last sentences of a set that is no multiple of eight
