@@ -157,6 +157,11 @@ def _flat(*weights: Tensor | PackedWeight) -> tuple[list[Tensor], list[int]]:
     return [t for w in packed for t in w.tensors()], [n for w in packed for n in w.layout()]
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """torch.nn.functional.linear by the kernels' products."""
+    return _ops.matmul(x.reshape(-1, x.size(-1)), weight.t(), bias).view(*x.shape[:-1], weight.size(0))
+
+
 def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     """Dropout by counter-based noise; see `reference.dropout`."""
     return _ops.dropout(x, seed, p)
@@ -256,6 +261,22 @@ def _backward_decoder(ctx: Any, *grads: Tensor | None) -> tuple:
     )
 
 
+def _setup_matmul(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    a, b, bias = inputs
+    ctx.with_bias = bias is not None
+    ctx.save_for_backward(a, b)
+
+
+def _backward_matmul(ctx: Any, grad: Tensor) -> tuple:
+    a, b = ctx.saved_tensors
+    need_a, need_b, _ = ctx.needs_input_grad
+    return (
+        _ops.matmul(grad, b.t(), None) if need_a else None,
+        _ops.matmul(a.t(), grad, None) if need_b else None,
+        grad.sum(0) if ctx.with_bias else None,
+    )
+
+
 def _setup_dropout(ctx: Any, inputs: tuple, output: Tensor) -> None:
     _, seed, ctx.p = inputs
     ctx.save_for_backward(seed)
@@ -304,6 +325,7 @@ for _name, _setup, _backward in (
     torch.library.register_autograd(f"g2lstm::{_name}", _backward, setup_context=_setup)
     torch.library.register_autograd(f"g2lstm::{_name}_backward", _no_second_derivative)
 
+torch.library.register_autograd("g2lstm::matmul", _backward_matmul, setup_context=_setup_matmul)
 torch.library.register_autograd("g2lstm::dropout", _backward_dropout, setup_context=_setup_dropout)
 
 
@@ -330,6 +352,6 @@ def _register_autocast(name: str, device_type: str) -> None:
     _library.impl(name, call, "AutocastCPU" if device_type == "cpu" else "AutocastCUDA")
 
 
-for _name in ("layer", "decoder", "decoder_step", "packed_linear", "packed_layer", "packed_decoder_step"):
+for _name in ("layer", "decoder", "decoder_step", "matmul", "packed_linear", "packed_layer", "packed_decoder_step"):
     for _device_type in ("cpu", "cuda"):
         _register_autocast(_name, _device_type)

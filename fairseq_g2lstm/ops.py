@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,10 @@ except ImportError as error:
     _error = str(error)
 
 _has_cuda = _compiled is not None and torch._C._dispatch_has_kernel_for_dispatch_key("g2lstm::layer", "CUDA")
+
+
+# Where torch's own products of float32 are slower.
+_own_products = _compiled is not None and torch.ops.g2lstm.cpu_capability() == "amx"
 
 
 def kernels_error() -> str | None:
@@ -119,6 +123,8 @@ def decoder_step(x: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor,
 def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None, fine: bool = False) -> Tensor:
     """A product with weights that may be packed; see `reference.linear`."""
     if isinstance(weight, Tensor):
+        if _own_products and not _reference_wanted and x.device.type == "cpu" and x.dtype == torch.float32:
+            return cast(ModuleType, _compiled).linear(x, weight, bias)
         return F.linear(x, weight, bias)
     if _compiled is None or _reference_wanted:
         return reference.linear(x, weight, bias, fine)

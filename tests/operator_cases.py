@@ -425,9 +425,10 @@ def results_of_all_operators() -> dict[str, Tensor]:
             left = random_tensor(torch.Generator().manual_seed(9), dtype, 9, n_inputs)
             given = left, [q, torch.ones(7)], [1, 1], torch.ones(7, dtype=dtype), fine
             results[f"packed, {n_inputs} inputs, fine {fine}, {name}"] = torch.ops.g2lstm.packed_linear(*given)
-        for case in (StepCase(5, 83), LayerCase(5, 7, 6, 83, lengths="ragged"), DecoderCase(4, 5, 6, 83)):
+        large = LayerCase(2, 18, 6, 270), DecoderCase(2, 18, 6, 270)  # enough for products on AMX
+        for case in (StepCase(5, 83), LayerCase(5, 7, 6, 83, lengths="ragged"), DecoderCase(4, 5, 6, 83), *large):
             result = run_operator(replace(case, dtype=dtype))
-            operator = f"{case_name[type(case)]} {name}"
+            operator = f"{case_name[type(case)]} of {case.h_size} {name}"
             results |= {f"{operator} {key}": value for key, value in result.outputs.items()}
             results |= {f"{operator} gradient of {key}": value for key, value in result.gradients.items()}
     return results

@@ -213,9 +213,9 @@ def library() -> Path:
 
 
 # Instructions of AVX begin with v; older ones that do take no such register. Those on masks came with AVX-512.
-AVX = re.compile(r"\t(v\w+ .*%[xyz]mm|k\w+ .*%k\d)")
-AVX_FILES = {"isa_avx2.cpp", "isa_avx512.cpp", "isa_avx512_vnni.cpp"}
-AVX_NAMESPACES = ("_ZN6g2lstm4avx2", "_ZN6g2lstm6avx512", "_ZN6g2lstm11avx512_vnni")
+AVX = re.compile(r"\t(v\w+ .*%[xyz]mm|k\w+ .*%k\d|(tile|ldtile|tdp)\w+)")
+AVX_FILES = {"isa_avx2.cpp", "isa_avx512.cpp", "isa_avx512_vnni.cpp", "isa_amx.cpp"}
+AVX_NAMESPACES = ("_ZN6g2lstm4avx2", "_ZN6g2lstm6avx512", "_ZN6g2lstm11avx512_vnni", "_ZN6g2lstm3amx")
 
 
 def functions_of(library: Path) -> dict[int, tuple[str, str]]:

@@ -209,7 +209,8 @@ def test_decoder_of_the_first_rows_is_that_part_of_the_whole_batch(dtype):
 
 # Instruction sets, each in a process of its own that reads its name from the environment.
 
-LEVELS = {"default": None, "avx2": "AVX2", "avx512": "AVX512", "avx512_vnni": "AVX512"}  # and what torch calls them
+# and what torch calls them
+LEVELS = {"default": None, "avx2": "AVX2", "avx512": "AVX512", "avx512_vnni": "AVX512", "amx": "AVX512"}
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,7 @@ TORCH_LIBRARY(g2lstm, m) {
       "packed_decoder_step(Tensor x, Tensor h, Tensor c, Tensor feed, Tensor[] weights, int[] layout, Tensor[] bias, "
       "Tensor? keys, Tensor? values, Tensor? source_padding, Tensor? source_rows, Tensor? w_out, float temperature, "
       "bool hard) -> (Tensor out, Tensor h_next, Tensor c_next, Tensor attention)");
+  m.def("matmul(Tensor a, Tensor b, Tensor? bias) -> Tensor");
   m.def("dropout(Tensor x, Tensor seed, float p) -> Tensor");
   m.def(
       "cross_entropy(Tensor logits, Tensor targets, int ignore_index) -> (Tensor nll, Tensor smooth, Tensor "

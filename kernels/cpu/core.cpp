@@ -5,10 +5,38 @@
 #include <cstdlib>
 #include <cstring>
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace g2lstm {
 namespace {
 
-const char* const kNames[] = {"default", "avx2", "avx512", "avx512_vnni"};
+const char* const kNames[] = {"default", "avx2", "avx512", "avx512_vnni", "amx"};
+constexpr int kAmx = 4;
+
+// Whether the processor multiplies tiles of bfloat16, and the system lets this process: Linux gives the tiles' 8 KiB of
+// state to processes that ask.
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kTiles = 1u << 24, kTilesOfBfloat16 = 1u << 22, kVectorsOfBfloat16 = 1u << 5, kSavedBySystem = 1u << 27;
+  if (!amx::built() || !__get_cpuid(1, &a, &b, &c, &d) || (c & kSavedBySystem) == 0) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) == 0 || (d & kTilesOfBfloat16) == 0) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & kVectorsOfBfloat16) == 0) return false;
+  unsigned low = 0, high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr unsigned kTileState = 3u << 17;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return (low & kTileState) == kTileState && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 // The place in kNames of what the processor has, or less if the environment says so
 int capability() {
@@ -18,14 +46,15 @@ int capability() {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     best = __builtin_cpu_supports("avx512vnni") ? 3 : 2;
   }
+  if (best == 3 && has_amx()) best = kAmx;
   const char* wanted = std::getenv("G2LSTM_CPU_CAPABILITY");
   if (wanted == nullptr) return best;
-  for (int most = 0; most < 4; ++most) {
+  for (int most = 0; most <= kAmx; ++most) {
     if (std::strcmp(wanted, kNames[most]) == 0) return most < best ? most : best;
   }
   std::fprintf(
-      stderr, "g2lstm: G2LSTM_CPU_CAPABILITY must be default, avx2, avx512 or avx512_vnni, got %s: taking %s\n", wanted,
-      kNames[best]);
+      stderr, "g2lstm: G2LSTM_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni or amx, got %s: taking %s\n",
+      wanted, kNames[best]);
   return best;
 }
 
@@ -35,6 +64,8 @@ template <class F>
 const Core<F>& core() {
   static const int chosen = capability();
   switch (chosen) {
+    case kAmx:
+      return amx::get<F>();
     case 3:
       return avx512_vnni::get<F>();
     case 2:

@@ -17,15 +17,7 @@ struct Operand {
   const F* data = nullptr;
   std::int64_t stride = 0;
   std::int64_t size = 0;
-};
-
-// Sums of products: result (B, N) += sum over operands of operand (B, K) times its weights (K, N).
-template <class F>
-struct Product {
-  Operand<F> operands[2];
-  int count = 0;
-  const F* packed = nullptr;  // the operands' weights one below the other, as packed by Core::pack
-  std::int64_t size_k = 0;    // rows of the packed weights; the operands may take fewer, from the first on
+  std::int64_t stride_k = 1;  // read by split_left alone
 };
 
 // Where the columns of a product stand: `groups` runs of `size` columns, packed group by group within a block.
@@ -42,6 +34,55 @@ struct Weights {
   std::int64_t stride_k = 0;
   std::int64_t stride_n = 0;
   std::int64_t size_k = 0;
+};
+
+// Tiles of bfloat16 in which AMX multiplies: cpu/planes.h.
+constexpr std::int64_t kAmxRows = 16;
+constexpr std::int64_t kAmxK = 32;
+constexpr std::int64_t kAmxTile = kAmxRows * kAmxK;
+constexpr std::int64_t kPlaneRowsAtOnce = 256;  // rows or columns of a product of matrices
+constexpr std::int64_t kPlaneTilesAtOnce = 24;  // tiles of K of the same
+
+static constexpr std::int64_t tiles_of_k(std::int64_t size) { return (size + kAmxK - 1) / kAmxK; }
+
+// Sums of products: result (B, N) += sum over operands of operand (B, K) times its weights (K, N).
+template <class F>
+struct Product {
+  Operand<F> operands[2];
+  int count = 0;
+  const F* packed = nullptr;  // the operands' weights one below the other, as packed by Core::pack
+  std::int64_t size_k = 0;    // rows of the packed weights; the operands may take fewer, from the first on
+
+  // In place of `packed`, where planes > 0: both sides as sums of bfloat16, by Core::split_left and split_right.
+  int planes = 0;
+  std::int64_t rows = 0;          // of the left side; work begins with the first
+  std::uint16_t* left = nullptr;  // (row tiles, left_k_tiles, planes, a tile)
+  std::int64_t left_k_tiles = 0;
+  bool* odd = nullptr;                   // of each row tile: whether it holds a number without such a sum
+  const std::uint16_t* right = nullptr;  // (vectors of columns, right_k_tiles, planes, a tile)
+  std::int64_t right_k_tiles = 0;
+  const Weights<F>* weights = nullptr;  // of each operand, for odd rows
+};
+
+// out (M, N) = start + left (M, K) times right (K, N) on AMX, K at most kPlaneTilesAtOnce tiles. One side comes in planes,
+// by Core::split_left or split_right; the other, the larger one, is split on its way.
+template <class F>
+struct MatrixProduct {
+  Weights<F> left;   // element (m, k) at data[m * stride_n + k * stride_k]
+  Weights<F> right;
+  const std::uint16_t* left_tiles = nullptr;
+  const std::uint16_t* right_tiles = nullptr;
+  int planes = 3;
+  std::int64_t rows = 0;     // M
+  std::int64_t columns = 0;  // N
+  const F* start = nullptr;  // (M, N), `start_stride` between rows (0 for one row for all), or null for 0
+  std::int64_t start_stride = 0;
+  F* out = nullptr;  // (M, N), `stride` between rows
+  std::int64_t stride = 0;
+  std::uint16_t* scratch = nullptr;  // scratch_size(planes) numbers of the thread's own
+  static constexpr std::int64_t scratch_size(int planes) {
+    return kPlaneRowsAtOnce / kAmxRows * kPlaneTilesAtOnce * planes * kAmxTile;
+  }
 };
 
 struct Noise : NoiseSpec {
@@ -251,10 +292,20 @@ struct Core {
   void (*words)(
       const Noise& noise, std::int64_t t, std::int64_t h_size, std::int64_t* out, std::int64_t word_stride,
       std::int64_t row_begin, std::int64_t row_end);
+  // Null where there is no AMX. Rows of a product's operands into planes, by row tiles.
+  void (*split_left)(const Product<F>& product, std::int64_t tile_begin, std::int64_t tile_end) = nullptr;
+  // One operand's weights into planes: its tiles of K come k_begin tiles below the first of k_tiles in all. Whether all
+  // numbers are sums of such planes.
+  bool (*split_right)(
+      const Weights<F>& weights, const Columns& columns, std::int64_t k_begin, std::int64_t k_tiles, int planes,
+      std::uint16_t* tiles, std::int64_t block_begin, std::int64_t block_end) = nullptr;
+  // Rows, or blocks of columns where it is the left side that comes in planes. False, and nothing of use in out, where
+  // what is split on its way holds a number that is no sum of planes.
+  bool (*multiply_matrices)(const MatrixProduct<F>& task, std::int64_t begin, std::int64_t end) = nullptr;
 };
 
 // The kernels of the best instruction set that this processor has; G2LSTM_CPU_CAPABILITY=
-// default|avx2|avx512|avx512_vnni in the environment chooses a lesser one.
+// default|avx2|avx512|avx512_vnni|amx in the environment chooses a lesser one.
 template <class F>
 const Core<F>& core();
 
@@ -271,6 +322,11 @@ template <class F>
 const Core<F>& get();
 }
 namespace avx512_vnni {
+template <class F>
+const Core<F>& get();
+}
+namespace amx {
+bool built();  // whether the compiler could
 template <class F>
 const Core<F>& get();
 }

@@ -3,6 +3,7 @@
 
 #include "../binding/decoder.h"
 #include "decoder_run.h"
+#include "matrix.h"
 
 namespace g2lstm {
 namespace {
@@ -43,11 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   run.gates = at::empty({size.layers, size.steps, size.rows, 4 * size.units}, options);
   Tensor a_x = flat(run.gates[0]);
   const Tensor w_x = run.w_ih[0].narrow(1, 0, size.inputs).t();
-  if (bias.empty()) {
-    at::mm_out(a_x, flat(x), w_x);
-  } else {
-    at::addmm_out(a_x, bias[0], flat(x), w_x);
-  }
+  matrix_product_out(a_x, flat(x), w_x, bias.empty() ? std::nullopt : OptionalTensor(bias[0]));
   run.cells = at::empty({size.layers, size.steps, size.rows, size.units}, options);
   run.hiddens = at::empty_like(run.cells);
   run.outputs = at::empty({size.steps, size.rows, size.units}, options);
@@ -58,9 +55,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   run.keys = at::empty({0}, options), run.values = at::empty({0}, options);
   if (attends) {
     const Tensor states = source_given->to(dtype).transpose(0, 1).contiguous();
+    const auto of_states = [&](const Tensor& weight) {
+      return matrix_product(flat(states), weight).view({size.rows, size.source, size.units});
+    };
     run.attend(
-        at::matmul(states, w_query->to(dtype)), at::matmul(states, w_out->to(dtype).narrow(1, 0, size.source_units).t()),
-        padding_given, w_out->to(dtype));
+        of_states(w_query->to(dtype)), of_states(w_out->to(dtype).narrow(1, 0, size.source_units).t()), padding_given, w_out->to(dtype));
   }
   AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::decoder", [&] { run.forward<scalar_t>(); });
   const auto round = [&](const Tensor& tensor) { return tensor.to(given, false, true); };
@@ -78,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 // The gradient of a weight that multiplies what a step made for the next one: `first` and then `later` but its last.
 Tensor shifted_weight_gradient(const Tensor& grad, const Tensor& first, const Tensor& later) {
   const std::int64_t steps = grad.size(0) - 1;
-  Tensor out = steps > 0 ? at::mm(flat(grad.narrow(0, 1, steps)).t(), flat(later.narrow(0, 0, steps)))
+  Tensor out = steps > 0 ? matrix_product(flat(grad.narrow(0, 1, steps)).t(), flat(later.narrow(0, 0, steps)))
                          : at::zeros({grad.size(2), later.size(2)}, grad.options());
   return is_zero(first) ? out : out.addmm_(grad[0].t(), first);
 }
@@ -146,11 +145,11 @@ decoder_backward(
     const Tensor grad_a = run.grad_a[layer];
     if (layer == 0) {
       grad_w_ih.push_back(at::cat(
-          {at::mm(flat(grad_a).t(), flat(x)), shifted_weight_gradient(grad_a, run.feed_0, run.outputs)}, 1));
+          {matrix_product(flat(grad_a).t(), flat(x)), shifted_weight_gradient(grad_a, run.feed_0, run.outputs)}, 1));
     } else {
       Tensor inputs = hiddens[layer - 1];
       if (run.dropout.has_value()) inputs = inputs * run.dropout->select(1, layer - 1);
-      grad_w_ih.push_back(at::mm(flat(grad_a).t(), flat(inputs)));
+      grad_w_ih.push_back(matrix_product(flat(grad_a).t(), flat(inputs)));
     }
     grad_w_hh.push_back(shifted_weight_gradient(grad_a, run.h_0[layer], hiddens[layer]).to(given));
     grad_w_ih.back() = grad_w_ih.back().to(given);
@@ -158,8 +157,8 @@ decoder_backward(
     run.grad_h[layer].addmm_(grad_a[0], run.w_hh[layer]);
   }
   const Tensor first = run.grad_a[0];
-  const Tensor grad_x = at::mm(flat(first), run.w_ih[0].narrow(1, 0, size.inputs)).view(x.sizes());
-  const Tensor grad_feed = at::mm(first[0], run.w_ih[0].narrow(1, size.inputs, size.units));
+  const Tensor grad_x = matrix_product(flat(first), run.w_ih[0].narrow(1, 0, size.inputs)).view(x.sizes());
+  const Tensor grad_feed = matrix_product(first[0], run.w_ih[0].narrow(1, size.inputs, size.units));
 
   const auto none = [&] { return at::empty({0}, options); };
   Tensor grad_source = none(), grad_w_query = none(), grad_w_out = none();
@@ -172,15 +171,14 @@ decoder_backward(
     };
     const Tensor grad_keys = over_time(run.grad_scores, top);
     const Tensor grad_values = over_time(attention, run.grad_context);
-    grad_source = at::mm(grad_keys, w_query.t())
-                      .addmm_(grad_values, w_out.narrow(1, 0, size.source_units))
+    grad_source = matrix_product(grad_keys, w_query.t(), matrix_product(grad_values, w_out.narrow(1, 0, size.source_units)))
                       .view(states.sizes())
                       .transpose(0, 1)
                       .to(given)
                       .contiguous();
-    grad_w_query = at::mm(flat(states).t(), grad_keys).to(given);
+    grad_w_query = matrix_product(flat(states).t(), grad_keys).to(given);
     grad_w_out =
-        at::cat({at::mm(grad_values.t(), flat(states)), at::mm(flat(run.grad_context).t(), flat(top))}, 1).to(given);
+        at::cat({matrix_product(grad_values.t(), flat(states)), matrix_product(flat(run.grad_context).t(), flat(top))}, 1).to(given);
   }
   return {
       grad_x.to(given), run.grad_h.to(given), run.grad_c.to(c_0_given.scalar_type()), grad_feed.to(given),

@@ -83,22 +83,21 @@ struct DecoderRun {
   void forward() {
     const Core<F>& kernels = core<F>();
     const Columns columns{units, 4};
-    std::vector<Tensor> packed;
+    std::vector<PackedWeights<F>> packed;
     for (std::int64_t layer = 0; layer < layers; ++layer) {
-      packed.push_back(pack_transposed<F>({layer == 0 ? feed_weights() : w_ih[layer], w_hh[layer]}, columns));
+      const Tensor own = layer == 0 ? feed_weights() : w_ih[layer];
+      packed.emplace_back(std::vector<Tensor>{own, w_hh[layer]}, columns, rows, /*transposed=*/true);
     }
-    const Tensor packed_output = attends ? pack_transposed<F>({output_weights()}, {units, 1}) : Tensor();
+    PackedWeights<F> packed_output;
+    if (attends) packed_output = {{output_weights()}, {units, 1}, rows, /*transposed=*/true};
     const Tensor dropped = at::empty({2, rows, units}, outputs.options());  // a layer reads one and writes the other
     for (std::int64_t t = 0; t < steps; ++t) {
       const F* input = t > 0 ? at_step<F>(outputs, t - 1) : feed_0.const_data_ptr<F>();
       for (std::int64_t layer = 0; layer < layers; ++layer) {
         const bool last = layer == layers - 1;
         ForwardStep<F> step;
-        step.product = {
-            {{input, units, units}, {before<F>(hiddens, layer, t, h_0), units, units}},
-            2,
-            packed[layer].template const_data_ptr<F>(),
-            2 * units};
+        step.product = packed[layer].product(
+            {{input, units, units}, {before<F>(hiddens, layer, t, h_0), units, units}}, rows);
         step.a = at_step<F>(gates, layer, t);
         step.start_with_bias = layer > 0;
         step.bias = bias.empty() ? nullptr : bias[layer].const_data_ptr<F>();
@@ -128,7 +127,7 @@ struct DecoderRun {
       attention_step.context = at_step<F>(tanh_outputs(), t);
       at::parallel_for(0, rows, 1, [&](auto begin, auto end) { kernels.attend(attention_step, begin, end); });
       OutputForward<F> output;
-      output.product = {{{input, units, units}}, 1, packed_output.const_data_ptr<F>(), units};
+      output.product = packed_output.product({{input, units, units}}, rows);
       output.undropped = attention_step.context;
       output.dropout = dropout_at<F>(t, layers - 1);
       output.out = at_step<F>(outputs, t);
@@ -144,12 +143,14 @@ struct DecoderRun {
     const Core<F>& kernels = core<F>();
     const Columns columns{units, 1};
     const std::int64_t blocks = kernels.blocks(columns), state = rows * units;
-    const Tensor packed_feed = pack<F>({feed_weights()}, columns);
-    std::vector<Tensor> packed, packed_input(layers);
+    const PackedWeights<F> packed_feed({feed_weights()}, columns, rows);
+    std::vector<PackedWeights<F>> packed, packed_input(layers);
     for (std::int64_t layer = 0; layer < layers; ++layer) {
-      const bool with_output = attends && layer == layers - 1;
-      packed.push_back(with_output ? pack<F>({output_weights(), w_hh[layer]}, columns) : pack<F>({w_hh[layer]}, columns));
-      if (layer > 0) packed_input[layer] = pack<F>({w_ih[layer]}, columns);
+      std::vector<Tensor> weights;
+      if (attends && layer == layers - 1) weights.push_back(output_weights());
+      weights.push_back(w_hh[layer]);
+      packed.emplace_back(std::move(weights), columns, rows);
+      if (layer > 0) packed_input[layer] = {{w_ih[layer]}, columns, rows};
     }
     const Tensor grad_input = at::empty({rows, units}, outputs.options());
     const auto gates_of = [&](std::int64_t layer, std::int64_t t) {
@@ -159,7 +160,7 @@ struct DecoderRun {
       const bool later = t < steps - 1;
       F* const grad_output = at_step<F>(grad_context, t);
       InputGradient<F> output;
-      if (later) output.product = {{gates_of(0, t + 1)}, 1, packed_feed.const_data_ptr<F>(), 4 * units};
+      if (later) output.product = packed_feed.product({gates_of(0, t + 1)}, rows);
       output.grad_out = grad_out.defined() ? at_step<F>(grad_out, t) : nullptr;
       output.dropout = dropout_at<F>(t, layers - 1);
       output.undropped = attends ? at_step<F>(tanh_outputs(), t) : nullptr;
@@ -181,7 +182,7 @@ struct DecoderRun {
         BackwardStep<F> step;
         if (!last) {
           InputGradient<F> above;
-          above.product = {{gates_of(layer + 1, t)}, 1, packed_input[layer + 1].template const_data_ptr<F>(), 4 * units};
+          above.product = packed_input[layer + 1].product({gates_of(layer + 1, t)}, rows);
           above.dropout = dropout_at<F>(t, layer);
           above.grad = grad_input.mutable_data_ptr<F>();
           above.h_size = units;
@@ -191,11 +192,14 @@ struct DecoderRun {
           step.grad_out = grad_output;
         }
         const bool with_output = last && attends;
-        Product<F>& product = step.product;
-        product.packed = packed[layer].template const_data_ptr<F>();
-        product.size_k = (with_output ? units : 0) + 4 * units;
-        if (with_output) product.operands[product.count++] = {grad_output, units, units};
-        if (later) product.operands[product.count++] = gates_of(layer, t + 1);
+        const Operand<F> of_output{grad_output, units, units};
+        if (with_output && later) {
+          step.product = packed[layer].product({of_output, gates_of(layer, t + 1)}, rows);
+        } else if (with_output) {
+          step.product = packed[layer].product({of_output}, rows);
+        } else if (later) {
+          step.product = packed[layer].product({gates_of(layer, t + 1)}, rows);
+        }
         step.grad_h = grad_h.mutable_data_ptr<F>() + layer * state;
         step.grad_c = grad_c.mutable_data_ptr<F>() + layer * state;
         step.gates = at_step<F>(gates, layer, t);

@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include "layer_run.h"
+#include "matrix.h"
 
 namespace g2lstm {
 namespace {
@@ -30,11 +31,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   for (const OptionalTensor& part : {b_ih, b_hh}) {
     if (part.has_value()) bias = bias.defined() ? bias + part->to(dtype) : part->to(dtype);
   }
-  if (bias.defined()) {
-    at::addmm_out(flat, bias, x.view({n_cells, size.inputs}), w_ih.t());
-  } else {
-    at::mm_out(flat, x.view({n_cells, size.inputs}), w_ih.t());
-  }
+  matrix_product_out(
+      flat, x.view({n_cells, size.inputs}), w_ih.t(), bias.defined() ? OptionalTensor(bias.contiguous()) : std::nullopt);
   Tensor outputs = at::empty({size.steps, size.rows, size.units}, x.options());
   Tensor cells = at::empty_like(outputs);
   Tensor z = at::empty({need_gates ? size.steps : 0, size.rows, 2 * size.units}, x.options());
@@ -42,9 +40,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   const Noise noise = make_noise(options, seed, rows, stream);
   const bool reverse = stream % 2 == 1;
   AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::layer", [&] {
-    const Tensor packed = pack_transposed<scalar_t>({w_hh}, {size.units, 4});
+    const PackedWeights<scalar_t> packed({w_hh}, {size.units, 4}, size.rows, /*transposed=*/true);
     const auto recur = [&](ForwardStep<scalar_t>& step) {
-      step.product = {{{step.h, size.units, size.units}}, 1, packed.const_data_ptr<scalar_t>(), size.units};
+      step.product = packed.product({{step.h, size.units, size.units}}, std::min(size.rows, step.product_end));
     };
     h_n = run_forward<scalar_t>(
         size, h_0, c_0, lengths, options.spec<scalar_t>(), noise, reverse, recur, gates, outputs, cells, z);
@@ -60,7 +58,7 @@ void run_backward(
     const Tensor& w_hh, const Tensor& gates, const Tensor& cells, const OptionalTensor& lengths,
     const GateSpec<F>& spec, bool reverse, const Tensor& grad_a) {
   const Columns columns{size.units, 1};
-  const Tensor packed = pack<F>({w_hh}, columns);
+  const PackedWeights<F> packed({w_hh}, columns, size.rows);
   const std::int64_t state_size = size.rows * size.units;
   const auto ends = active_ends(lengths, size.steps, size.rows);
   const F* const cell = cells.const_data_ptr<F>();
@@ -71,7 +69,7 @@ void run_backward(
     BackwardStep<F> step;
     if (i < size.steps - 1) {
       const Operand<F> later{grad + 4 * next * state_size, 4 * size.units, 4 * size.units};
-      step.product = {{later}, 1, packed.const_data_ptr<F>(), 4 * size.units};
+      step.product = packed.product({later}, ends[next]);
       step.product_end = ends[next];
     }
     step.grad_h = grad_h.mutable_data_ptr<F>();
@@ -97,7 +95,7 @@ Tensor recurrent_weight_gradient(
   const auto flat = [](const Tensor& tensor) { return tensor.flatten(0, 1); };
   Tensor grad;
   if (steps > 0) {
-    grad = at::mm(
+    grad = matrix_product(
         flat(grad_a.narrow(0, reverse ? 0 : 1, steps)).t(), flat(outputs.narrow(0, reverse ? 1 : 0, steps)));
   } else {
     grad = at::zeros({4 * size.units, size.units}, grad_a.options());
@@ -142,12 +140,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
   const Tensor flat = grad_a.view({-1, 4 * size.units});
   grad_h.addmm_(grad_a[reverse ? size.steps - 1 : 0], w_hh);
   const Tensor grad_x =
-      need_x ? at::mm(flat, w_ih).view(x.sizes()).to(given) : at::empty({0, size.rows, size.inputs}, x_given.options());
+      need_x ? matrix_product(flat, w_ih).view(x.sizes()).to(given) : at::empty({0, size.rows, size.inputs}, x_given.options());
   const Tensor grad_w_hh =
       recurrent_weight_gradient(size, grad_a, outputs.to(dtype), h_0, lengths, reverse).to(given);
   return {
       grad_x, grad_h.to(given), grad_c.to(c_0_given.scalar_type()),
-      at::mm(flat.t(), x.view({-1, size.inputs})).to(given), grad_w_hh, flat.sum(0).to(given)};
+      matrix_product(flat.t(), x.view({-1, size.inputs})).to(given), grad_w_hh, flat.sum(0).to(given)};
 }
 
 }  // namespace

@@ -112,11 +112,28 @@ VectorColumns vector_columns(const Columns& columns, std::int64_t block, int v) 
   return {(columns.groups == 1 ? 0 : v * columns.size) + (width > 0 ? first : 0), width};
 }
 
+}  // namespace
+}  // namespace g2lstm
+
+#ifdef G2LSTM_AMX
+#include "planes.h"
+#endif
+
+namespace g2lstm {
+namespace {
+
 // Columns of a block, in rows [row_begin, row_end): out (stride) = start (start_stride) + product.
 template <class F>
 void multiply_block(
     const Product<F>& product, const Columns& columns, std::int64_t block, F* out, std::int64_t stride, const F* start,
     std::int64_t start_stride, std::int64_t row_begin, std::int64_t row_end) {
+#ifdef G2LSTM_AMX
+  if constexpr (sizeof(F) == sizeof(float)) {
+    if (product.planes > 0) {
+      return multiply_block_in_planes(product, columns, block, out, stride, start, start_stride, row_end);
+    }
+  }
+#endif
   const std::int64_t panel_size = product.size_k * 2 * kLanes<F>;
   const int panels = columns.groups == 1 ? 1 : 2;
   for (int p = 0; p < panels; ++p) {

@@ -1,6 +1,7 @@
 // What the CPU operators share: packed weights, noise and threads from tensors.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "../binding/common.h"
@@ -10,37 +11,101 @@ namespace g2lstm {
 
 using at::Tensor;
 
-// Weights (K, N) of a product's operands, one below the other, packed.
+// Of a float32 in products on AMX: what torch.set_float32_matmul_precision asks for.
+int planes_of_float32();
+
+// A product's left side comes into planes at every step; fewer rows or multiplications are not worth it.
+constexpr std::int64_t kFewRowsInPlanes = 16;
+constexpr std::int64_t kFewInPlanes = 1 << 22;
+
+// Weights of a product's operands, packed one below the other for products with `rows` rows of a left side.
 template <class F>
-Tensor pack_strided(const std::vector<Weights<F>>& weights, const Columns& columns, const Tensor& like) {
-  std::int64_t size_k = 0;
-  for (const Weights<F>& part : weights) size_k += part.size_k;
-  Tensor packed = at::empty({core<F>().packed_size(columns, size_k)}, like.options());
-  F* const to = packed.mutable_data_ptr<F>();
-  at::parallel_for(0, core<F>().blocks(columns), 1, [&](std::int64_t begin, std::int64_t end) {
-    std::int64_t k = 0;
-    for (const Weights<F>& part : weights) {
-      core<F>().pack(part, columns, k, size_k, to, begin, end);
-      k += part.size_k;
+class PackedWeights {
+ public:
+  PackedWeights() = default;
+
+  // Weights (K, N), or (N, K) as torch.nn.Linear has them where `transposed`.
+  PackedWeights(std::vector<Tensor> weights, const Columns& columns, std::int64_t rows, bool transposed = false)
+      : held_(std::move(weights)) {
+    for (const Tensor& w : held_) {
+      const int k = transposed ? 1 : 0;
+      parts_.push_back({w.const_data_ptr<F>(), w.stride(k), w.stride(1 - k), w.size(k)});
+      size_k_ += w.size(k);
+      k_tiles_ += tiles_of_k(w.size(k));
     }
-  });
-  return packed;
-}
+    // A thread takes blocks of columns and all rows.
+    const bool worth = core<F>().split_right != nullptr && core<F>().blocks(columns) >= at::get_num_threads() &&
+        rows >= kFewRowsInPlanes && rows * size_k_ * columns.size * columns.groups >= kFewInPlanes;
+    if (!worth || !split(columns, rows)) pack(columns);
+  }
 
-template <class F>
-Tensor pack(const std::vector<Tensor>& weights, const Columns& columns) {
-  std::vector<Weights<F>> parts;
-  for (const Tensor& w : weights) parts.push_back({w.const_data_ptr<F>(), w.stride(0), w.stride(1), w.size(0)});
-  return pack_strided(parts, columns, weights[0]);
-}
+  // The product of the first operands, of which rows below `rows` are needed.
+  Product<F> product(std::initializer_list<Operand<F>> operands, std::int64_t rows) const {
+    Product<F> product;
+    for (const Operand<F>& operand : operands) product.operands[product.count++] = operand;
+    product.size_k = size_k_;
+    if (planes_ == 0) {
+      product.packed = packed_.template const_data_ptr<F>();
+      return product;
+    }
+    product.planes = planes_;
+    product.rows = rows;
+    product.left = tiles(left_);
+    product.left_k_tiles = product.right_k_tiles = k_tiles_;
+    product.odd = odd_.template mutable_data_ptr<bool>();
+    product.right = tiles(packed_);
+    product.weights = parts_.data();
+    const std::int64_t n_tiles = (rows + kAmxRows - 1) / kAmxRows;
+    at::parallel_for(0, n_tiles, 1, [&](auto begin, auto end) { core<F>().split_left(product, begin, end); });
+    return product;
+  }
 
-// The same from weights (N, K), as torch.nn.Linear has them.
-template <class F>
-Tensor pack_transposed(const std::vector<Tensor>& weights, const Columns& columns) {
-  std::vector<Weights<F>> parts;
-  for (const Tensor& w : weights) parts.push_back({w.const_data_ptr<F>(), w.stride(1), w.stride(0), w.size(1)});
-  return pack_strided(parts, columns, weights[0]);
-}
+ private:
+  static std::uint16_t* tiles(const Tensor& tensor) {
+    return reinterpret_cast<std::uint16_t*>(tensor.mutable_data_ptr<std::int16_t>());
+  }
+
+  void pack(const Columns& columns) {
+    packed_ = at::empty({core<F>().packed_size(columns, size_k_)}, held_[0].options());
+    F* const to = packed_.template mutable_data_ptr<F>();
+    at::parallel_for(0, core<F>().blocks(columns), 1, [&](std::int64_t begin, std::int64_t end) {
+      std::int64_t k = 0;
+      for (const Weights<F>& part : parts_) {
+        core<F>().pack(part, columns, k, size_k_, to, begin, end);
+        k += part.size_k;
+      }
+    });
+  }
+
+  bool split(const Columns& columns, std::int64_t rows) {
+    const std::int64_t blocks = core<F>().blocks(columns), vectors = columns.groups == 1 ? 2 : 4;
+    const std::int64_t row_tiles = (rows + kAmxRows - 1) / kAmxRows;
+    const auto words = held_[0].options().dtype(at::kShort);
+    planes_ = planes_of_float32();
+    packed_ = at::empty({blocks * vectors * k_tiles_ * planes_ * kAmxTile}, words);
+    std::atomic<bool> even{true};
+    at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+      std::int64_t k = 0;
+      for (const Weights<F>& part : parts_) {
+        if (!core<F>().split_right(part, columns, k, k_tiles_, planes_, tiles(packed_), begin, end)) even = false;
+        k += tiles_of_k(part.size_k);
+      }
+    });
+    if (!even) {
+      planes_ = 0;
+      return false;
+    }
+    left_ = at::empty({row_tiles * k_tiles_ * planes_ * kAmxTile}, words);
+    odd_ = at::empty({row_tiles}, words.dtype(at::kBool));
+    return true;
+  }
+
+  std::vector<Tensor> held_;
+  std::vector<Weights<F>> parts_;
+  std::int64_t size_k_ = 0, k_tiles_ = 0;
+  int planes_ = 0;  // 0 for weights packed as they are
+  Tensor packed_, left_, odd_;
+};
 
 template <class F>
 const F* data_or_null(const OptionalTensor& tensor) {

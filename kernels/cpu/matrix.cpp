@@ -1,0 +1,148 @@
+#include "matrix.h"
+
+#include <ATen/Context.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <algorithm>
+
+namespace g2lstm {
+
+int planes_of_float32() {
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 9
+  switch (at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL)) {
+    case at::Float32Precision::BF16:
+      return 1;
+    case at::Float32Precision::TF32:
+      return 2;
+    default:
+      return 3;
+  }
+#else
+  switch (at::globalContext().float32MatmulPrecision()) {
+    case at::Float32MatmulPrecision::MEDIUM:
+      return 1;
+    case at::Float32MatmulPrecision::HIGH:
+      return 2;
+    default:
+      return 3;
+  }
+#endif
+}
+
+namespace {
+
+constexpr std::int64_t kFewest = 64;  // rows or columns for which the larger side is worth its way into planes
+constexpr std::int64_t kFewMultiplications = 1 << 26;
+
+std::uint16_t* words_of(const Tensor& tensor) {
+  return reinterpret_cast<std::uint16_t*>(tensor.mutable_data_ptr<std::int16_t>());
+}
+
+bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start) {
+  const Core<float>& kernels = core<float>();
+  const std::int64_t n_rows = a.size(0), n_columns = b.size(1), size_k = a.size(1);
+  if (kernels.multiply_matrices == nullptr || a.scalar_type() != at::kFloat || std::min(n_rows, n_columns) < kFewest ||
+      n_rows * n_columns * size_k < kFewMultiplications || out.stride(1) != 1) {
+    return false;
+  }
+  // Where start is out itself, a side that turns out to be odd must leave it as it was.
+  const bool in_place = start.has_value() && start->is_alias_of(out);
+  const Tensor result = in_place ? at::empty_like(out) : out;
+  const bool by_rows = n_rows >= n_columns;
+  const Columns columns{n_columns, 1};
+  const std::int64_t blocks = kernels.blocks(columns), row_tiles = (n_rows + kAmxRows - 1) / kAmxRows;
+  const int planes = planes_of_float32();
+  const auto words = a.options().dtype(at::kShort);
+  const std::int64_t parts = (tiles_of_k(size_k) + kPlaneTilesAtOnce - 1) / kPlaneTilesAtOnce;
+  const std::int64_t k_tiles = (tiles_of_k(size_k) + parts - 1) / parts, k_at_once = k_tiles * kAmxK;
+  const Tensor tiles = at::empty({(by_rows ? 2 * blocks : row_tiles) * k_tiles * planes * kAmxTile}, words);
+  const Tensor odd_rows = at::zeros({row_tiles}, a.options().dtype(at::kBool));
+  std::atomic<bool> even{true};
+  MatrixProduct<float> task;
+  task.planes = planes;
+  task.rows = n_rows;
+  task.columns = n_columns;
+  task.out = result.mutable_data_ptr<float>();
+  task.stride = result.stride(0);
+  for (std::int64_t k = 0; k < size_k && even; k += k_at_once) {
+    const std::int64_t size = std::min(size_k - k, k_at_once);
+    task.left = {a.const_data_ptr<float>() + k * a.stride(1), a.stride(1), a.stride(0), size};
+    task.right = {b.const_data_ptr<float>() + k * b.stride(0), b.stride(0), b.stride(1), size};
+    if (k > 0) {
+      task.start = task.out;
+      task.start_stride = task.stride;
+    } else if (start.has_value()) {
+      task.start = start->const_data_ptr<float>();
+      task.start_stride = start->dim() == 2 ? start->stride(0) : 0;
+    }
+    if (by_rows) {
+      task.right_tiles = words_of(tiles);
+      at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+        const std::int64_t own_tiles = tiles_of_k(size);
+        if (!kernels.split_right(task.right, columns, 0, own_tiles, planes, words_of(tiles), begin, end)) even = false;
+      });
+    } else {
+      task.left_tiles = words_of(tiles);
+      Product<float> left;
+      left.operands[left.count++] = {task.left.data, task.left.stride_n, size, task.left.stride_k};
+      left.planes = planes;
+      left.rows = n_rows;
+      left.left = words_of(tiles);
+      left.left_k_tiles = tiles_of_k(size);
+      left.odd = odd_rows.mutable_data_ptr<bool>();
+      at::parallel_for(0, row_tiles, 1, [&](auto begin, auto end) { kernels.split_left(left, begin, end); });
+      if (std::any_of(left.odd, left.odd + row_tiles, [](bool odd) { return odd; })) even = false;
+    }
+    if (!even) break;
+    const std::int64_t unit = by_rows ? 2 * kAmxRows : 1, units = by_rows ? n_rows : blocks;
+    at::parallel_for(0, (units + unit - 1) / unit, 1, [&](std::int64_t begin, std::int64_t end) {
+      const Tensor scratch = at::empty({MatrixProduct<float>::scratch_size(planes)}, words);
+      MatrixProduct<float> own = task;
+      own.scratch = words_of(scratch);
+      if (!kernels.multiply_matrices(own, unit * begin, std::min(unit * end, units))) even = false;
+    });
+  }
+  if (even && in_place) out.copy_(result);
+  return even;
+}
+
+}  // namespace
+
+void matrix_product_out(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start) {
+  if (multiply_in_planes(out, a, b, start)) return;
+  Tensor to = out;
+  if (start.has_value()) {
+    at::addmm_out(to, *start, a, b);
+  } else {
+    at::mm_out(to, a, b);
+  }
+}
+
+Tensor matrix_product(const Tensor& a, const Tensor& b, const OptionalTensor& start) {
+  const Tensor out = at::empty({a.size(0), b.size(1)}, a.options());
+  matrix_product_out(out, a, b, start);
+  return out;
+}
+
+namespace {
+
+// a (M, K) times b (K, N) plus bias (N,)
+Tensor matmul(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
+  check_supported(a);
+  TORCH_CHECK_VALUE(
+      a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0), "a must be (M, K) and b (K, N), got ", a.sizes(), " and ",
+      b.sizes());
+  check_like("b", b, a);
+  if (bias.has_value()) {
+    check_shape("bias", *bias, {b.size(1)});
+    check_like("bias", *bias, a);
+  }
+  return matrix_product(a, b, contiguous(bias));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(g2lstm, CPU, m) { m.impl("matmul", matmul); }
+
+}  // namespace g2lstm

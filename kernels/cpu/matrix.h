@@ -1,0 +1,14 @@
+// Products of matrices: on AMX where they are of float32 and large enough, else the library's.
+#pragma once
+
+#include "tensors.h"
+
+namespace g2lstm {
+
+// a (M, K) times b (K, N), of any strides, plus start (M, N) or (N,)
+Tensor matrix_product(const Tensor& a, const Tensor& b, const OptionalTensor& start = std::nullopt);
+
+// The same into out (M, N), whose rows are contiguous; start may be out.
+void matrix_product_out(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start = std::nullopt);
+
+}  // namespace g2lstm

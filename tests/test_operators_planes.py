@@ -1,0 +1,243 @@
+"""Products of float32 on AMX, as sums of bfloat16: as accurate as float32, odd numbers included, or as torch is told.
+
+Everything here also runs where there is no AMX, on the library's products, but for what only AMX shows.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from operator_cases import (
+    DTYPES,
+    F32,
+    F64,
+    FORWARD_BOUND,
+    GRADIENT_BOUND,
+    Case,
+    DecoderCase,
+    LayerCase,
+    assert_identical,
+    assert_near,
+    assert_same,
+    case_name,
+    coefficients,
+    dtype_name,
+    needs_kernels,
+    run_operator,
+    run_reference,
+)
+from torch import Tensor
+
+from fairseq_g2lstm import ops
+
+pytestmark = needs_kernels
+needs_amx = pytest.mark.skipif(
+    ops.kernels_error() is not None or torch.ops.g2lstm.cpu_capability() != "amx",
+    reason="this processor, its system or the compiler has no AMX",
+)
+# (M, K, N): edges of tiles on all sides, several parts of K, the larger side on the left and on the right.
+SIZES = [(512, 256, 512), (901, 260, 301), (300, 517, 451), (65, 2100, 530), (64, 33, 40000), (70, 1601, 640)]
+# Large enough for planes at every step, with edges of tiles; a second row tile that is not full.
+CASES = [
+    LayerCase(4, 18, 20, 270),
+    LayerCase(4, 50, 20, 270, lengths="ragged", reverse=True),
+    DecoderCase(3, 33, 20, 370),
+    DecoderCase(3, 20, 20, 270, n_source=0, dropout=False),
+]
+name_of = [f"{case_name[type(case)]}-{case.n_rows}" for case in CASES].__getitem__
+
+
+@pytest.fixture
+def precision() -> Iterator[Callable[[str], None]]:
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+def matrices(size: tuple[int, int, int], layout: str, dtype: torch.dtype = F32) -> tuple[Tensor, Tensor]:
+    """a (M, K) and b (K, N), each laid out by rows ("n"), by columns ("t") or as every other of more ("s")."""
+    n_rows, size_k, n_columns = size
+    generator = torch.Generator().manual_seed(sum(size))
+
+    def matrix(rows: int, columns: int, form: str) -> Tensor:
+        if form == "t":
+            return torch.randn(columns, rows, generator=generator, dtype=F64).to(dtype).t()
+        if form == "s":
+            return torch.randn(rows, 2 * columns, generator=generator, dtype=F64).to(dtype)[:, ::2]
+        return torch.randn(rows, columns, generator=generator, dtype=F64).to(dtype)
+
+    return matrix(n_rows, size_k, layout[0]), matrix(size_k, n_columns, layout[1])
+
+
+def error_of(found: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None) -> float:
+    """Of a product, relative in the Frobenius norm."""
+    exact = a.double() @ b.double() + (0 if bias is None else bias.double())
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.g2lstm.matmul(a, b, bias)
+
+
+# Products of matrices
+
+
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt", "ss"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_products_are_as_near_as_float32s_own(size, layout):
+    a, b = matrices(size, layout)
+    # Summed one after the other, K numbers of 24 bits are off by some sqrt(K) 2^-25 of the sum.
+    bound = 2.0**-25 * max(4.0, 1.5 * size[1] ** 0.5)
+    assert error_of(matmul(a, b), a, b) < bound
+    bias = torch.randn(size[2], generator=torch.Generator().manual_seed(1))
+    assert error_of(matmul(a, b, bias), a, b, bias) < bound
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e30])
+def test_products_of_small_and_large_numbers_are_as_near(scale):
+    a, b = matrices((300, 517, 451), "nt")
+    a, b = a * scale, b / scale**0.5
+    assert error_of(matmul(a, b), a, b) < 2.0**-20
+
+
+def test_products_of_float64_are_float64s():
+    a, b = matrices((512, 256, 512), "nt", F64)
+    assert_near(matmul(a, b), a @ b, FORWARD_BOUND[F64])
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("highest", 0, 1e-6), ("high", 1e-6, 2e-5), ("medium", 1e-3, 5e-3)]
+)
+def test_products_have_the_precision_that_torch_is_told(precision, name, least, most):
+    precision(name)
+    a, b = matrices((300, 517, 451), "nt")
+    assert least <= error_of(matmul(a, b), a, b) < most
+    assert least <= error_of(matmul(b.t(), a.t()), b.t(), a.t()) < most
+
+
+ODD = [float("nan"), float("inf"), float("-inf"), 3.4028234e38]
+
+
+@pytest.mark.parametrize("value", ODD, ids=str)
+@pytest.mark.parametrize("place", ["a", "b", "bias"])
+@pytest.mark.parametrize("size", [(512, 256, 512), (300, 1601, 451), (451, 700, 300)], ids=str)
+def test_odd_numbers_stay_what_they_are(size, place, value):
+    a, b = matrices(size, "nt")
+    given = {"a": a, "b": b, "bias": torch.zeros(size[2])}
+    given[place] = given[place].clone()
+    given[place][..., -2] = value
+    expected = torch.addmm(given["bias"], given["a"], given["b"])
+    assert not expected.isfinite().all() or value == ODD[3]
+    assert_near(matmul(**given), expected, FORWARD_BOUND[F32])
+
+
+def test_gradients_of_a_product_are_its_transposes():
+    a, b = (t.requires_grad_() for t in matrices((300, 517, 451), "nt"))
+    bias = torch.randn(451, requires_grad=True)
+    grad = torch.randn(300, 451)
+    found = torch.autograd.grad(matmul(a, b, bias), (a, b, bias), grad)
+    expected = torch.autograd.grad(torch.addmm(bias, a, b), (a, b, bias), grad)
+    for one, other in zip(found, expected, strict=True):
+        assert_near(one, other, GRADIENT_BOUND[F32])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_opcheck_and_numeric_gradients(dtype):
+    a, b = (t.requires_grad_() for t in matrices((3, 4, 5), "nt", dtype))
+    bias = torch.randn(5, dtype=dtype, requires_grad=True)
+    torch.library.opcheck(torch.ops.g2lstm.matmul.default, (a, b, bias))
+    if dtype == F64:
+        torch.autograd.gradcheck(matmul, (a, b, bias))
+        torch.autograd.gradgradcheck(matmul, (a, b, bias))
+
+
+def test_wrong_arguments_are_told_in_a_sentence():
+    with pytest.raises(ValueError, match=r"a must be \(M, K\) and b \(K, N\), got \[3, 4\] and \[5, 4\]"):
+        matmul(torch.ones(3, 4), torch.ones(5, 4))
+    with pytest.raises(ValueError, match="bias must have shape"):
+        matmul(torch.ones(3, 4), torch.ones(4, 5), torch.ones(4))
+    with pytest.raises((ValueError, TypeError), match="b "):
+        matmul(torch.ones(3, 4), torch.ones(4, 5, dtype=F64))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_empty_products_are_torchs(shape):
+    a, b, bias = torch.ones(shape), torch.ones(shape[1], 5), torch.arange(5.0)
+    assert torch.equal(matmul(a, b, bias), torch.addmm(bias, a, b))
+
+
+def test_linear_is_torchs_within_the_bounds():
+    x, weight, bias = torch.randn(20, 40, 200), torch.randn(1000, 200), torch.randn(1000)
+    assert_near(ops.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias), FORWARD_BOUND[F32])
+    assert_near(ops.linear(x[0, 0], weight), torch.nn.functional.linear(x[0, 0], weight), FORWARD_BOUND[F32])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ops.linear(x, weight, bias).dtype == torch.bfloat16
+
+
+# Products of every step
+
+
+@pytest.mark.parametrize("case", CASES, ids=map(name_of, range(len(CASES))))
+def test_steps_equal_the_reference(case):
+    assert_same(run_operator(case), run_reference(case))
+
+
+@pytest.mark.parametrize("case", CASES, ids=map(name_of, range(len(CASES))))
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_steps_are_bit_identical_from_run_to_run_and_read_nothing_unwritten(case, n_threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        expected = run_operator(case)
+        assert_identical(run_operator(case), expected)
+        torch.use_deterministic_algorithms(True)  # torch then fills the memory of new tensors with NaN
+        assert_identical(run_operator(case), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
+
+
+@needs_amx
+@pytest.mark.parametrize("case", CASES, ids=map(name_of, range(len(CASES))))
+def test_steps_have_the_precision_that_torch_is_told(precision, case):
+    exact = run_operator(case).outputs["outputs"]
+    errors = {}
+    for name in ("high", "medium"):
+        precision(name)
+        errors[name] = ((run_operator(case).outputs["outputs"] - exact).norm() / exact.norm()).item()
+    assert 1e-7 < errors["high"] < 1e-4 < errors["medium"] < 0.1
+
+
+@pytest.mark.parametrize("value", ODD[:3], ids=str)
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [(CASES[0], name) for name in ("x", "h_0", "c_0", "w_ih", "w_hh")]
+    + [(CASES[1], name) for name in ("x", "h_0", "w_hh")]
+    + [(CASES[3], name) for name in ("x", "h_0", "feed_0")],
+)
+def test_odd_numbers_come_out_of_steps_where_the_references_do(case: Case, name, value):
+    tensors = case.tensors()
+    tensors[name] = tensors[name].clone()
+    tensors[name].view(-1)[tensors[name].numel() // 2] = value
+    found, expected = (case.call(function, tensors) for function in (case.operator, case.reference))
+    for key, output in found.items():
+        assert_near(output, expected[key], FORWARD_BOUND[F32], key)
+
+
+@pytest.mark.parametrize("value", ODD[:3], ids=str)
+def test_odd_gradients_go_back_where_the_references_do(value):
+    case = CASES[0]
+    tensors = case.tensors()
+
+    def gradients(function: Callable) -> tuple[Tensor, ...]:
+        given = {k: t.clone().requires_grad_() for k, t in tensors.items()}
+        outputs = {k: v for k, v in case.call(function, given).items() if v.requires_grad}
+        grads = coefficients(outputs, F32)
+        grads[0].view(-1)[grads[0].numel() // 2] = value
+        return torch.autograd.grad(list(outputs.values()), [given["x"], given["h_0"]], grads)
+
+    for one, other in zip(gradients(case.operator), gradients(case.reference), strict=True):
+        assert not other.isfinite().all()
+        assert torch.equal(one.isfinite(), other.isfinite())
+        assert_near(one.nan_to_num(0, 0, 0), other.nan_to_num(0, 0, 0), GRADIENT_BOUND[F32])
