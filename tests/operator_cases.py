@@ -422,7 +422,7 @@ def results_of_all_operators() -> dict[str, Tensor]:
         results[f"{name} cross_entropy's gradient"] = torch.autograd.grad(nll + 0.1 * smooth, x)[0]
         for n_inputs, fine in ((83, False), (83, True), (1050, False)):
             q = torch.arange(7 * n_inputs).remainder(255).sub(127).to(torch.int8).view(7, n_inputs)
-            left = random_tensor(torch.Generator().manual_seed(9), dtype, 9, n_inputs)
+            left = random_tensor(torch.Generator().manual_seed(9), dtype, 19, n_inputs)
             given = left, [q, torch.ones(7)], [1, 1], torch.ones(7, dtype=dtype), fine
             results[f"packed, {n_inputs} inputs, fine {fine}, {name}"] = torch.ops.g2lstm.packed_linear(*given)
         large = LayerCase(2, 18, 6, 270), DecoderCase(2, 18, 6, 270)  # enough for products on AMX

@@ -92,7 +92,9 @@ def test_numbers_too_small_to_be_told_from_0_are_0():
 
 @needs_kernels
 @KIND
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 9, 8), (5, 16, 83), (40, 83, 12), (3, 256, 512)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 9, 8), (5, 16, 83), (40, 83, 12), (3, 256, 512), (70, 1050, 45)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_a_product_equals_the_references(kind: str, rows: int, inputs: int, outputs: int, dtype: torch.dtype):
     packed, x = KINDS[kind](matrix(outputs, inputs)), numbers(rows, inputs).to(dtype)

@@ -19,14 +19,15 @@ namespace {
 const char* const kNames[] = {"default", "avx2", "avx512", "avx512_vnni", "amx"};
 constexpr int kAmx = 4;
 
-// Whether the processor multiplies tiles of bfloat16, and the system lets this process: Linux gives the tiles' 8 KiB of
+// Whether the processor multiplies tiles, and the system lets this process: Linux gives the tiles' 8 KiB of
 // state to processes that ask.
 bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kTiles = 1u << 24, kTilesOfBfloat16 = 1u << 22, kVectorsOfBfloat16 = 1u << 5, kSavedBySystem = 1u << 27;
+  constexpr unsigned kSavedBySystem = 1u << 27, kVectorsOfBfloat16 = 1u << 5;
+  constexpr unsigned kTiles = 1u << 24 | 1u << 25 | 1u << 22;  // themselves, of bytes and of bfloat16
   if (!amx::built() || !__get_cpuid(1, &a, &b, &c, &d) || (c & kSavedBySystem) == 0) return false;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) == 0 || (d & kTilesOfBfloat16) == 0) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) != kTiles) return false;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & kVectorsOfBfloat16) == 0) return false;
   unsigned low = 0, high = 0;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));

@@ -1,4 +1,4 @@
-// The kernels for processors with AMX: those of AVX-512 with VNNI, but that products of float32 run on its tiles.
+// The kernels for processors with AMX: those of AVX-512 with VNNI, but that products of float32 and of integers run on its tiles.
 //
 // GCC 11 and clang 12 are the first that know all that is needed.
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
@@ -7,21 +7,23 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 // After the standard headers, whose inline functions other files share.
 #ifdef __clang__
 #pragma clang attribute push(                                                                                          \
-    __attribute__((target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
+    __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
     apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
+#pragma GCC target("amx-tile,amx-bf16,amx-int8,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
 #endif
 
 #define G2LSTM_VECTOR_BYTES 64
 #define G2LSTM_AMX
 #include "attention.h"
+#include "integer_tiles.h"
 #include "step.h"
 
 namespace g2lstm {
@@ -34,6 +36,7 @@ const Core<F>& get() {
   static const Core<F> core = [] {
     Core<F> all = avx512_vnni::get<F>();
     all.name = "amx";
+    all.multiply_integers = multiply_integers_in_tiles<F>;
     if constexpr (sizeof(F) == sizeof(float)) {
       all.forward = forward<F>;
       all.backward = backward<F>;
