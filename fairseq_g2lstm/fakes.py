@@ -148,6 +148,9 @@ def _packed_rows(weights: list[Tensor], layout: list[int]) -> int:
 
 @torch.library.register_fake("g2lstm::matmul")
 def _(a, b, bias):
+    _check_devices(a, b, bias, seed=None)
+    if a.dim() != 2 or b.dim() != 2 or a.size(1) != b.size(0):
+        raise ValueError(f"a must be (M, K) and b (K, N), got {list(a.shape)} and {list(b.shape)}")
     return a.new_empty((a.size(0), b.size(1)))
 
 

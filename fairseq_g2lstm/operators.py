@@ -158,8 +158,8 @@ def _flat(*weights: Tensor | PackedWeight) -> tuple[list[Tensor], list[int]]:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """torch.nn.functional.linear by the kernels' products."""
-    return _ops.matmul(x.reshape(-1, x.size(-1)), weight.t(), bias).view(*x.shape[:-1], weight.size(0))
+    """torch.nn.functional.linear of x (..., K), two dimensions or more, by the kernels' products."""
+    return _ops.matmul(x.flatten(0, -2), weight.t(), bias).view(*x.shape[:-1], weight.size(0))
 
 
 def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -262,18 +262,18 @@ def _backward_decoder(ctx: Any, *grads: Tensor | None) -> tuple:
 
 
 def _setup_matmul(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    a, b, bias = inputs
-    ctx.with_bias = bias is not None
+    a, b, _ = inputs
     ctx.save_for_backward(a, b)
 
 
 def _backward_matmul(ctx: Any, grad: Tensor) -> tuple:
     a, b = ctx.saved_tensors
-    need_a, need_b, _ = ctx.needs_input_grad
+    need_a, need_b, need_bias = ctx.needs_input_grad
     return (
         _ops.matmul(grad, b.t(), None) if need_a else None,
-        _ops.matmul(a.t(), grad, None) if need_b else None,
-        grad.sum(0) if ctx.with_bias else None,
+        # b is most often a weight transposed: so its gradient lies as the weight does
+        _ops.matmul(grad.t(), a, None).t() if need_b else None,
+        grad.sum(0) if need_bias else None,
     )
 
 

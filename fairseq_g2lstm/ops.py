@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import reference
 from .philox import draw_seed
@@ -54,6 +55,7 @@ _has_cuda = _compiled is not None and torch._C._dispatch_has_kernel_for_dispatch
 
 # Where torch's own products of float32 are slower.
 _own_products = _compiled is not None and torch.ops.g2lstm.cpu_capability() == "amx"
+_FEWEST_ROWS, _FEWEST_MULTIPLICATIONS = 64, 2**26  # from which on they are: kernels/cpu/matrix.cpp
 
 
 def kernels_error() -> str | None:
@@ -123,12 +125,23 @@ def decoder_step(x: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor,
 def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None, fine: bool = False) -> Tensor:
     """A product with weights that may be packed; see `reference.linear`."""
     if isinstance(weight, Tensor):
-        if _own_products and not _reference_wanted and x.device.type == "cpu" and x.dtype == torch.float32:
+        if _own_products and not _reference_wanted and _is_large_product(x, weight):
             return cast(ModuleType, _compiled).linear(x, weight, bias)
         return F.linear(x, weight, bias)
     if _compiled is None or _reference_wanted:
         return reference.linear(x, weight, bias, fine)
     return _compiled.packed_linear(x, weight, bias, fine)
+
+
+def _is_large_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels' product of plain float32 matrices on the CPU takes less time than torch's."""
+    plain = type(weight) in (Tensor, Parameter) and weight.layout == torch.strided and weight.dim() == 2
+    if not plain or x.dim() < 2 or not x.dtype == weight.dtype == torch.float32:
+        return False
+    if not x.device.type == weight.device.type == "cpu":
+        return False
+    rows = x.numel() // max(x.size(-1), 1)
+    return min(rows, weight.size(0)) >= _FEWEST_ROWS and rows * weight.numel() >= _FEWEST_MULTIPLICATIONS
 
 
 def integer_products() -> bool:

@@ -93,7 +93,7 @@ def test_numbers_too_small_to_be_told_from_0_are_0():
 @needs_kernels
 @KIND
 @pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"), [(1, 9, 8), (5, 16, 83), (40, 83, 12), (3, 256, 512), (70, 1050, 45)]
+    ("rows", "inputs", "outputs"), [(1, 9, 8), (5, 16, 83), (40, 83, 12), (3, 256, 512), (530, 1050, 45)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_a_product_equals_the_references(kind: str, rows: int, inputs: int, outputs: int, dtype: torch.dtype):
@@ -125,13 +125,14 @@ def test_wide_matrices_are_multiplied_block_by_block(fine: bool):
 
 
 @needs_kernels
-@pytest.mark.parametrize("inputs", [512, 513, 1024, 1550])
+@pytest.mark.parametrize("inputs", [512, 513, 1024, 1550, 65536, 65537])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_sums_do_not_overflow(inputs: int, sign: int):
+@pytest.mark.parametrize("n_rows", [7, 17])
+def test_the_largest_sums_do_not_overflow(inputs: int, sign: int, n_rows: int):
     # -128 stands in no packed file, but an int8 has it
     q = torch.tensor([[-128], [127], [1], [-128], [127]], dtype=torch.int8).expand(5, inputs).contiguous()
     packed = PackedWeight(((Factor(q, torch.ones(5)),),))
-    x = torch.full((7, inputs), 2.0 * sign)
+    x = torch.full((n_rows, inputs), 2.0 * sign)
     torch.testing.assert_close(ops.linear(x, packed), x @ q.float().t(), rtol=1e-6, atol=0.0)  # some float32 roundings
 
 

@@ -41,22 +41,26 @@ bool has_amx() {
 
 // The place in kNames of what the processor has, or less if the environment says so
 int capability() {
+  const char* wanted = std::getenv("G2LSTM_CPU_CAPABILITY");
+  int most = wanted == nullptr ? kAmx : -1;
+  for (int name = 0; name <= kAmx && wanted != nullptr; ++name) {
+    if (std::strcmp(wanted, kNames[name]) == 0) most = name;
+  }
+  const bool unknown = most < 0;
+  if (unknown) most = kAmx;
   int best = 0;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = 1;
   if (best == 1 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     best = __builtin_cpu_supports("avx512vnni") ? 3 : 2;
   }
-  if (best == 3 && has_amx()) best = kAmx;
-  const char* wanted = std::getenv("G2LSTM_CPU_CAPABILITY");
-  if (wanted == nullptr) return best;
-  for (int most = 0; most <= kAmx; ++most) {
-    if (std::strcmp(wanted, kNames[most]) == 0) return most < best ? most : best;
+  if (best == 3 && most == kAmx && has_amx()) best = kAmx;
+  if (unknown) {
+    std::fprintf(
+        stderr, "g2lstm: G2LSTM_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni or amx, got %s: taking %s\n",
+        wanted, kNames[best]);
   }
-  std::fprintf(
-      stderr, "g2lstm: G2LSTM_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni or amx, got %s: taking %s\n",
-      wanted, kNames[best]);
-  return best;
+  return most < best ? most : best;
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ constexpr std::int64_t kAmxRows = 16;
 constexpr std::int64_t kAmxK = 32;
 constexpr std::int64_t kAmxTile = kAmxRows * kAmxK;
 constexpr std::int64_t kPlaneRowsAtOnce = 256;  // rows or columns of a product of matrices
-constexpr std::int64_t kPlaneTilesAtOnce = 24;  // tiles of K of the same
+constexpr std::int64_t kPlaneTilesAtOnce = 16;  // tiles of K of the same
 
 static constexpr std::int64_t tiles_of_k(std::int64_t size) { return (size + kAmxK - 1) / kAmxK; }
 
@@ -53,9 +53,10 @@ struct Product {
   const F* packed = nullptr;  // the operands' weights one below the other, as packed by Core::pack
   std::int64_t size_k = 0;    // rows of the packed weights; the operands may take fewer, from the first on
 
-  // In place of `packed`, where planes > 0: both sides as sums of bfloat16, by Core::split_left and split_right.
+  // In place of `packed`, where planes > 0: both sides as sums of bfloat16, by Core::split_left and split_right. Work is
+  // then split by blocks of columns alone: it begins with the first row.
   int planes = 0;
-  std::int64_t rows = 0;          // of the left side; work begins with the first
+  std::int64_t rows = 0;          // of the left side
   std::uint16_t* left = nullptr;  // (row tiles, left_k_tiles, planes, a tile)
   std::int64_t left_k_tiles = 0;
   bool* odd = nullptr;                   // of each row tile: whether it holds a number without such a sum
@@ -68,7 +69,7 @@ struct Product {
 // by Core::split_left or split_right; the other, the larger one, is split on its way.
 template <class F>
 struct MatrixProduct {
-  Weights<F> left;   // element (m, k) at data[m * stride_n + k * stride_k]
+  Weights<F> left;  // element (m, k) at data[m * stride_n + k * stride_k]
   Weights<F> right;
   const std::uint16_t* left_tiles = nullptr;
   const std::uint16_t* right_tiles = nullptr;
@@ -79,10 +80,6 @@ struct MatrixProduct {
   std::int64_t start_stride = 0;
   F* out = nullptr;  // (M, N), `stride` between rows
   std::int64_t stride = 0;
-  std::uint16_t* scratch = nullptr;  // scratch_size(planes) numbers of the thread's own
-  static constexpr std::int64_t scratch_size(int planes) {
-    return kPlaneRowsAtOnce / kAmxRows * kPlaneTilesAtOnce * planes * kAmxTile;
-  }
 };
 
 struct Noise : NoiseSpec {
@@ -127,6 +124,7 @@ struct BackwardStep {
   const F* c = nullptr;         // (B, H)
   const F* c_next = nullptr;    // (B, H)
   F* grad_a = nullptr;          // (B, 4H)
+  F* grad_bias = nullptr;       // (4H,) to which the sums over the rows are added, or null; not where threads share rows
   std::int64_t h_size = 0;
   std::int64_t t = 0;
   std::int64_t product_end = INT64_MAX;  // rows from here on need no product

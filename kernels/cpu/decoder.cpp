@@ -135,6 +135,7 @@ decoder_backward(
   run.grad_out = grad_out;
   run.grad_weights = to_state(grad_attention, dtype);
   run.grad_a = at::empty_like(gates);
+  run.grad_bias = at::zeros({size.layers, 4 * size.units}, options);
   run.grad_context = at::empty_like(run.outputs);
   run.grad_scores = at::empty_like(attention);
   AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::decoder_backward", [&] { run.backward<scalar_t>(); });
@@ -153,7 +154,7 @@ decoder_backward(
     }
     grad_w_hh.push_back(shifted_weight_gradient(grad_a, run.h_0[layer], hiddens[layer]).to(given));
     grad_w_ih.back() = grad_w_ih.back().to(given);
-    grad_bias.push_back(flat(grad_a).sum(0).to(given));
+    grad_bias.push_back(run.grad_bias[layer].to(given, false, true));
     run.grad_h[layer].addmm_(grad_a[0], run.w_hh[layer]);
   }
   const Tensor first = run.grad_a[0];

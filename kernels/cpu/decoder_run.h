@@ -20,7 +20,7 @@ struct DecoderRun {
   OptionalTensor padding;                 // (B, S)
   bool attends = false;
   // backward alone
-  Tensor grad_h, grad_c, grad_out, grad_a, grad_context, grad_scores;
+  Tensor grad_h, grad_c, grad_out, grad_a, grad_bias, grad_context, grad_scores;  // grad_bias (L, 4H)
   OptionalTensor grad_weights;
 
   explicit DecoderRun(const GateOptions& options) : options(options) {}
@@ -143,6 +143,7 @@ struct DecoderRun {
     const Core<F>& kernels = core<F>();
     const Columns columns{units, 1};
     const std::int64_t blocks = kernels.blocks(columns), state = rows * units;
+    const bool sums = splits_blocks_alone(blocks, rows);
     const PackedWeights<F> packed_feed({feed_weights()}, columns, rows);
     std::vector<PackedWeights<F>> packed, packed_input(layers);
     for (std::int64_t layer = 0; layer < layers; ++layer) {
@@ -206,12 +207,14 @@ struct DecoderRun {
         step.c = before<F>(cells, layer, t, c_0);
         step.c_next = at_step<F>(cells, layer, t);
         step.grad_a = at_step<F>(grad_a, layer, t);
+        if (sums) step.grad_bias = grad_bias.mutable_data_ptr<F>() + layer * 4 * units;
         step.h_size = units;
         step.t = t;
         step.spec = options.spec<F>();
         split(blocks, rows, [&](auto... range) { kernels.backward(step, range...); });
       }
     }
+    if (!sums) grad_bias.copy_(grad_a.sum({1, 2}));
   }
 };
 

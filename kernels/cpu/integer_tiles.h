@@ -4,8 +4,6 @@
 // both bytes' products are exact in 32 bits up to kLargestK.
 #pragma once
 
-#include <cstdlib>
-
 #include "planes.h"
 
 namespace g2lstm {
@@ -16,24 +14,6 @@ constexpr std::int64_t kBytesOfK = 64;
 constexpr std::int64_t kLargestK = 65536;          // 255 * 127 * K < 2^31
 constexpr std::int64_t kFewRowsInTiles = 16;       // for which the weights are not worth their way into tiles
 constexpr std::int64_t kLeftBytesAtOnce = 1 << 20;  // that stay in the second-level cache
-
-// A thread's own memory, which grows and is kept.
-class Scratch {
- public:
-  ~Scratch() { std::free(data_); }
-  std::uint8_t* get(std::size_t size) {
-    if (size > size_) {
-      std::free(data_);
-      data_ = static_cast<std::uint8_t*>(std::aligned_alloc(64, (size + 63) / 64 * 64));
-      size_ = size;
-    }
-    return data_;
-  }
-
- private:
-  std::uint8_t* data_ = nullptr;
-  std::size_t size_ = 0;
-};
 
 // Rows [row, row_end), at most 16, of integers: for each 64 of K a tile of the high bytes and one of the low.
 inline void split_integers(
@@ -135,7 +115,7 @@ void finish_integers(
       const std::int64_t at = (r - row) * 16 + lane;
       V y = total_of<F>(sums, v, at);
       if (rests != nullptr) y += total_of<F>(*rests, v, at) * F(1.0 / kRest);
-      y *= task.row_scales[r] * scales;
+      y = y * task.row_scales[r] * scales;
       if (task.start != nullptr) y += load(task.start + r * task.start_stride + n, width);
       store(task.out + r * task.stride + n, y, width);
     }
@@ -180,8 +160,7 @@ void multiply_integers_in_tiles(
           TileConfig config;
           for (int tile = 0; tile < 6; ++tile) config.set(tile, n_rows, 64);
           for (int tile = 6; tile < 8; ++tile) config.set(tile, kAmxRows, 64);
-          tiles_and_memory();
-          _tile_loadconfig(&config);
+          load_config(config);
           configured = n_rows;
         }
         IntegerSums sums, rests;

@@ -9,6 +9,14 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
+
+namespace g2lstm {
+namespace amx {
+bool built();
+bool built() { return true; }  // asked on every processor
+}  // namespace amx
+}  // namespace g2lstm
 
 // After the standard headers, whose inline functions other files share.
 #ifdef __clang__
@@ -28,8 +36,6 @@
 
 namespace g2lstm {
 namespace amx {
-
-bool built() { return true; }
 
 template <class F>
 const Core<F>& get() {

@@ -56,8 +56,9 @@ template <class F>
 void run_backward(
     const LayerSizes& size, const Tensor& grad_outputs, const Tensor& grad_h, const Tensor& grad_c, const Tensor& c_0,
     const Tensor& w_hh, const Tensor& gates, const Tensor& cells, const OptionalTensor& lengths,
-    const GateSpec<F>& spec, bool reverse, const Tensor& grad_a) {
+    const GateSpec<F>& spec, bool reverse, const Tensor& grad_a, const Tensor& grad_bias) {
   const Columns columns{size.units, 1};
+  const bool sums = splits_blocks_alone(core<F>().blocks(columns), size.rows);
   const PackedWeights<F> packed({w_hh}, columns, size.rows);
   const std::int64_t state_size = size.rows * size.units;
   const auto ends = active_ends(lengths, size.steps, size.rows);
@@ -79,12 +80,14 @@ void run_backward(
     step.c = i > 0 ? cell + previous * state_size : c_0.const_data_ptr<F>();
     step.c_next = cell + t * state_size;
     step.grad_a = grad + 4 * t * state_size;
+    step.grad_bias = sums ? grad_bias.mutable_data_ptr<F>() : nullptr;
     step.h_size = size.units;
     step.t = t;
     step.spec = spec;
     step.activity.lengths = data_or_null<std::int64_t>(lengths);
     split(core<F>().blocks(columns), size.rows, [&](auto... range) { core<F>().backward(step, range...); });
   }
+  if (!sums) grad_bias.copy_(grad_a.view({-1, 4 * size.units}).sum(0));
 }
 
 // grad_w_hh: the sum over time of grad_a^T h, in one product where the outputs are the steps' h, and one for h_0.
@@ -133,9 +136,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
   Tensor grad_h = own(grad_h_n), grad_c = own(grad_c_n);
   const Tensor grad_out = grad_outputs.has_value() ? as_state(*grad_outputs) : Tensor();
   Tensor grad_a = at::empty({size.steps, size.rows, 4 * size.units}, x.options());
+  const Tensor grad_bias = at::zeros({4 * size.units}, x.options());
   AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::layer_backward", [&] {
     run_backward<scalar_t>(
-        size, grad_out, grad_h, grad_c, c_0, w_hh, gates, cells, lengths, options.spec<scalar_t>(), reverse, grad_a);
+        size, grad_out, grad_h, grad_c, c_0, w_hh, gates, cells, lengths, options.spec<scalar_t>(), reverse, grad_a,
+        grad_bias);
   });
   const Tensor flat = grad_a.view({-1, 4 * size.units});
   grad_h.addmm_(grad_a[reverse ? size.steps - 1 : 0], w_hh);
@@ -145,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
       recurrent_weight_gradient(size, grad_a, outputs.to(dtype), h_0, lengths, reverse).to(given);
   return {
       grad_x, grad_h.to(given), grad_c.to(c_0_given.scalar_type()),
-      matrix_product(flat.t(), x.view({-1, size.inputs})).to(given), grad_w_hh, flat.sum(0).to(given)};
+      matrix_product(flat.t(), x.view({-1, size.inputs})).to(given), grad_w_hh, grad_bias.to(given)};
 }
 
 }  // namespace

@@ -5,12 +5,14 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <string>
 
 namespace g2lstm {
 
 int planes_of_float32() {
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 9
-  switch (at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL)) {
+  const auto& context = at::globalContext();
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
+  switch (context.float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL)) {
     case at::Float32Precision::BF16:
       return 1;
     case at::Float32Precision::TF32:
@@ -18,8 +20,11 @@ int planes_of_float32() {
     default:
       return 3;
   }
+#elif TORCH_VERSION_MINOR == 9
+  const std::string precision = context.float32Precision("mkldnn", "matmul");
+  return precision == "bf16" ? 1 : precision == "tf32" ? 2 : 3;
 #else
-  switch (at::globalContext().float32MatmulPrecision()) {
+  switch (context.float32MatmulPrecision()) {
     case at::Float32MatmulPrecision::MEDIUM:
       return 1;
     case at::Float32MatmulPrecision::HIGH:
@@ -34,28 +39,32 @@ namespace {
 
 constexpr std::int64_t kFewest = 64;  // rows or columns for which the larger side is worth its way into planes
 constexpr std::int64_t kFewMultiplications = 1 << 26;
+constexpr std::int64_t kLargestStride = 1 << 27;  // 16 of which 32 bits hold
 
 std::uint16_t* words_of(const Tensor& tensor) {
   return reinterpret_cast<std::uint16_t*>(tensor.mutable_data_ptr<std::int16_t>());
 }
 
+bool can_be_split(const Tensor& side) {
+  const std::int64_t first = side.stride(0), second = side.stride(1);
+  return side.scalar_type() == at::kFloat && (first == 1 || second == 1 || std::max(first, second) < kLargestStride);
+}
+
 bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start) {
   const Core<float>& kernels = core<float>();
   const std::int64_t n_rows = a.size(0), n_columns = b.size(1), size_k = a.size(1);
-  if (kernels.multiply_matrices == nullptr || a.scalar_type() != at::kFloat || std::min(n_rows, n_columns) < kFewest ||
-      n_rows * n_columns * size_k < kFewMultiplications || out.stride(1) != 1) {
+  if (kernels.multiply_matrices == nullptr || std::min(n_rows, n_columns) < kFewest ||
+      n_rows * n_columns * size_k < kFewMultiplications || !can_be_split(a) || !can_be_split(b) || out.stride(1) != 1 ||
+      (start.has_value() && start->stride(-1) != 1)) {
     return false;
   }
-  // Where start is out itself, a side that turns out to be odd must leave it as it was.
-  const bool in_place = start.has_value() && start->is_alias_of(out);
-  const Tensor result = in_place ? at::empty_like(out) : out;
   const bool by_rows = n_rows >= n_columns;
   const Columns columns{n_columns, 1};
   const std::int64_t blocks = kernels.blocks(columns), row_tiles = (n_rows + kAmxRows - 1) / kAmxRows;
-  const int planes = planes_of_float32();
-  const auto words = a.options().dtype(at::kShort);
   const std::int64_t parts = (tiles_of_k(size_k) + kPlaneTilesAtOnce - 1) / kPlaneTilesAtOnce;
   const std::int64_t k_tiles = (tiles_of_k(size_k) + parts - 1) / parts, k_at_once = k_tiles * kAmxK;
+  const int planes = planes_of_float32();
+  const auto words = a.options().dtype(at::kShort);
   const Tensor tiles = at::empty({(by_rows ? 2 * blocks : row_tiles) * k_tiles * planes * kAmxTile}, words);
   const Tensor odd_rows = at::zeros({row_tiles}, a.options().dtype(at::kBool));
   std::atomic<bool> even{true};
@@ -63,10 +72,10 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
   task.planes = planes;
   task.rows = n_rows;
   task.columns = n_columns;
-  task.out = result.mutable_data_ptr<float>();
-  task.stride = result.stride(0);
+  task.out = out.mutable_data_ptr<float>();
+  task.stride = out.stride(0);
   for (std::int64_t k = 0; k < size_k && even; k += k_at_once) {
-    const std::int64_t size = std::min(size_k - k, k_at_once);
+    const std::int64_t size = std::min(size_k - k, k_at_once), own_tiles = tiles_of_k(size);
     task.left = {a.const_data_ptr<float>() + k * a.stride(1), a.stride(1), a.stride(0), size};
     task.right = {b.const_data_ptr<float>() + k * b.stride(0), b.stride(0), b.stride(1), size};
     if (k > 0) {
@@ -79,7 +88,6 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
     if (by_rows) {
       task.right_tiles = words_of(tiles);
       at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
-        const std::int64_t own_tiles = tiles_of_k(size);
         if (!kernels.split_right(task.right, columns, 0, own_tiles, planes, words_of(tiles), begin, end)) even = false;
       });
     } else {
@@ -89,7 +97,7 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
       left.planes = planes;
       left.rows = n_rows;
       left.left = words_of(tiles);
-      left.left_k_tiles = tiles_of_k(size);
+      left.left_k_tiles = own_tiles;
       left.odd = odd_rows.mutable_data_ptr<bool>();
       at::parallel_for(0, row_tiles, 1, [&](auto begin, auto end) { kernels.split_left(left, begin, end); });
       if (std::any_of(left.odd, left.odd + row_tiles, [](bool odd) { return odd; })) even = false;
@@ -97,13 +105,9 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
     if (!even) break;
     const std::int64_t unit = by_rows ? 2 * kAmxRows : 1, units = by_rows ? n_rows : blocks;
     at::parallel_for(0, (units + unit - 1) / unit, 1, [&](std::int64_t begin, std::int64_t end) {
-      const Tensor scratch = at::empty({MatrixProduct<float>::scratch_size(planes)}, words);
-      MatrixProduct<float> own = task;
-      own.scratch = words_of(scratch);
-      if (!kernels.multiply_matrices(own, unit * begin, std::min(unit * end, units))) even = false;
+      if (!kernels.multiply_matrices(task, unit * begin, std::min(unit * end, units))) even = false;
     });
   }
-  if (even && in_place) out.copy_(result);
   return even;
 }
 

@@ -5,10 +5,10 @@
 
 namespace g2lstm {
 
-// a (M, K) times b (K, N), of any strides, plus start (M, N) or (N,)
+// a (M, K) times b (K, N), of any strides, plus start: (M, N), its rows contiguous, or (N,)
 Tensor matrix_product(const Tensor& a, const Tensor& b, const OptionalTensor& start = std::nullopt);
 
-// The same into out (M, N), whose rows are contiguous; start may be out.
+// The same into out (M, N), whose rows are contiguous and which is not start.
 void matrix_product_out(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start = std::nullopt);
 
 }  // namespace g2lstm

@@ -1,7 +1,8 @@
 // Products of float32 on AMX, whose tiles multiply pairs of bfloat16 and add in float32.
 //
 // A float32 is the sum of three bfloat16, its planes: 24 bits of mantissa in three times 8. Of the nine products of two
-// numbers' planes the six largest give the product to 2^-24 or so, as a float32 product has it. With two planes three
+// numbers' planes the six largest give the product to 2^-24 or so, as a float32 product has it, where the planes are no
+// denormals, which AMX takes for 0: of numbers below 2^-109 the third plane is lost, below 2^-117 the second. With two planes three
 // products give 2^-16, with one the one of bfloat16: what torch.set_float32_matmul_precision calls "high" and "medium".
 //
 // A tile holds 16 rows of 32 bfloat16 of the left side; of the right side 32 rows of 16 columns, pairs of rows beside
@@ -11,7 +12,11 @@
 
 #include <immintrin.h>
 
+#include <cstdlib>
+#include <new>
+
 #include "core.h"
+#include "product.h"
 #include "vec.h"
 
 namespace g2lstm {
@@ -21,6 +26,26 @@ static_assert(kPlaneRowsAtOnce % (2 * kAmxRows) == 0, "pairs of tiles");
 
 // GCC's tile instructions do not say that they read and write memory.
 G2LSTM_INLINE void tiles_and_memory() { asm volatile("" ::: "memory"); }
+
+// A thread's own memory, which grows and is kept.
+class Scratch {
+ public:
+  ~Scratch() { std::free(data_); }
+  std::uint8_t* get(std::size_t size) {
+    if (size > size_) {
+      std::free(data_);
+      size_ = 0;
+      data_ = static_cast<std::uint8_t*>(std::aligned_alloc(64, (size + 63) / 64 * 64));
+      if (data_ == nullptr) throw std::bad_alloc();
+      size_ = size;
+    }
+    return data_;
+  }
+
+ private:
+  std::uint8_t* data_ = nullptr;
+  std::size_t size_ = 0;
+};
 
 // --- into planes ----------------------------------------------------------------------------------------------------
 
@@ -157,25 +182,37 @@ inline void split_left(const Product<float>& product, std::int64_t tile_begin, s
   }
 }
 
+// The planes of two rows of the right side, number by number beside one another.
+G2LSTM_INLINE void store_pairs(std::uint16_t* to, int planes, __m512 first, __m512 second) {
+  for (int plane = 0; plane < planes; ++plane) {
+    const __m512i both = next_plane(first, second);
+    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(both));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
+    _mm512_storeu_si512(to + plane * kAmxTile, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+}
+
 // Columns of the right side from `column` on, K from k on: n_tiles tiles of each plane, at to. Whether some number is odd.
 inline bool split_columns(
     const Weights<float>& right, std::int64_t column, int width, std::int64_t k, std::int64_t n_tiles, int planes,
     std::uint16_t* to) {
   unsigned odd = 0;
   for (std::int64_t tile = 0; tile < n_tiles; ++tile, k += kAmxK, to += planes * kAmxTile) {
-    __m512 rows[kAmxK][1];
-    load_block<2, 1>(
-        right.data + k * right.stride_k + column * right.stride_n, right.stride_k, right.stride_n, right.size_k - k,
-        width, rows);
-    for (int pair = 0; pair < 16; ++pair) {
-      __m512 first = rows[2 * pair][0], second = rows[2 * pair + 1][0];
-      odd |= odd_lanes(first) | odd_lanes(second);
-      for (int plane = 0; plane < planes; ++plane) {
-        const __m512i both = next_plane(first, second);
-        const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(both));
-        const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
-        _mm512_storeu_si512(to + plane * kAmxTile + pair * kAmxK, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    const float* const from = right.data + k * right.stride_k + column * right.stride_n;
+    if (right.stride_n == 1 && width == kAmxRows && right.size_k - k >= kAmxK) {
+      for (int pair = 0; pair < 16; ++pair) {
+        const __m512 first = _mm512_loadu_ps(from + 2 * pair * right.stride_k);
+        const __m512 second = _mm512_loadu_ps(from + (2 * pair + 1) * right.stride_k);
+        odd |= odd_lanes(first) | odd_lanes(second);
+        store_pairs(to + pair * kAmxK, planes, first, second);
       }
+      continue;
+    }
+    __m512 rows[kAmxK][1];
+    load_block<2, 1>(from, right.stride_k, right.stride_n, right.size_k - k, width, rows);
+    for (int pair = 0; pair < 16; ++pair) {
+      odd |= odd_lanes(rows[2 * pair][0]) | odd_lanes(rows[2 * pair + 1][0]);
+      store_pairs(to + pair * kAmxK, planes, rows[2 * pair][0], rows[2 * pair + 1][0]);
     }
   }
   return odd != 0;
@@ -212,6 +249,11 @@ struct alignas(64) TileConfig {
   }
 };
 
+G2LSTM_INLINE void load_config(const TileConfig& config) {
+  tiles_and_memory();
+  _tile_loadconfig(&config);
+}
+
 // Tiles 0 to 3 hold the sums of two row tiles by two vectors of columns, 4 and 5 the left side, 6 and 7 the right.
 G2LSTM_INLINE void configure(std::int64_t n_rows, const int (&width)[2]) {
   TileConfig config;
@@ -222,8 +264,7 @@ G2LSTM_INLINE void configure(std::int64_t n_rows, const int (&width)[2]) {
     config.set(4 + i, own, 64);
     config.set(6 + i, kAmxRows, width[i] * 4);
   }
-  tiles_and_memory();
-  _tile_loadconfig(&config);
+  load_config(config);
 }
 
 // One panel: two vectors of columns. Row tiles of `left` and tiles of `right` lie k_stride tiles of K apart.
@@ -341,18 +382,21 @@ inline void multiply_panel_in_planes(
 inline void multiply_odd_rows(
     const Product<float>& product, const Target<float>& target, int v, std::int64_t column, std::int64_t row,
     std::int64_t row_end) {
+  const int width = target.width[v];
   for (; row < row_end; ++row) {
-    for (int n = 0; n < target.width[v]; ++n) {
-      float sum = target.start[v] == nullptr ? 0.0f : target.start[v][row * target.start_stride + n];
-      for (int i = 0; i < product.count; ++i) {
-        const Operand<float>& operand = product.operands[i];
-        const Weights<float>& weights = product.weights[i];
-        for (std::int64_t k = 0; k < operand.size; ++k) {
-          sum += operand.data[row * operand.stride + k] * weights.data[k * weights.stride_k + (column + n) * weights.stride_n];
-        }
+    const float* const start = target.start[v];
+    float sums[kAmxRows] = {};
+    for (int n = 0; n < width && start != nullptr; ++n) sums[n] = start[row * target.start_stride + n];
+    for (int i = 0; i < product.count; ++i) {
+      const Operand<float>& operand = product.operands[i];
+      const Weights<float>& weights = product.weights[i];
+      for (std::int64_t k = 0; k < operand.size; ++k) {
+        const float left = operand.data[row * operand.stride + k];
+        const float* const right = weights.data + k * weights.stride_k + column * weights.stride_n;
+        for (int n = 0; n < width; ++n) sums[n] += left * right[n * weights.stride_n];
       }
-      target.data[v][row * target.stride + n] = sum;
     }
+    for (int n = 0; n < width; ++n) target.data[v][row * target.stride + n] = sums[n];
   }
 }
 
@@ -410,7 +454,8 @@ inline void multiply_blocks(
 }
 
 // Rows [begin, end), whose numbers are split on the way.
-inline bool multiply_rows(const MatrixProduct<float>& task, std::int64_t begin, std::int64_t end) {
+inline bool multiply_rows(
+    const MatrixProduct<float>& task, std::int64_t begin, std::int64_t end, std::uint16_t* scratch) {
   const std::int64_t k_tiles = tiles_of_k(task.left.size_k), tile = task.planes * kAmxTile;
   // Tiles of K at a time: where the numbers of a row do not lie together, those of all rows that do.
   const std::int64_t run = task.left.stride_k == 1 ? k_tiles : 1;
@@ -419,18 +464,19 @@ inline bool multiply_rows(const MatrixProduct<float>& task, std::int64_t begin, 
     bool odd = false;
     for (std::int64_t k = 0; k < k_tiles; k += run) {
       for (std::int64_t r = 0; r < n_rows; r += kAmxRows) {
-        std::uint16_t* const to = task.scratch + (r / kAmxRows * k_tiles + k) * tile;
+        std::uint16_t* const to = scratch + (r / kAmxRows * k_tiles + k) * tile;
         odd |= split_row_tile(task.left, row + r, end, k * kAmxK, run, task.planes, to);
       }
     }
     if (odd) return false;
-    multiply_blocks(task, task.scratch, row, row + n_rows, task.right_tiles, 0, (task.columns + 31) / 32);
+    multiply_blocks(task, scratch, row, row + n_rows, task.right_tiles, 0, (task.columns + 31) / 32);
   }
   return true;
 }
 
 // All rows of blocks [begin, end) of columns, whose numbers are split on the way.
-inline bool multiply_columns(const MatrixProduct<float>& task, std::int64_t begin, std::int64_t end) {
+inline bool multiply_columns(
+    const MatrixProduct<float>& task, std::int64_t begin, std::int64_t end, std::uint16_t* scratch) {
   constexpr std::int64_t kBlocks = kPlaneRowsAtOnce / 32;
   const std::int64_t k_tiles = tiles_of_k(task.right.size_k);
   for (std::int64_t block = begin; block < end; block += kBlocks) {
@@ -438,17 +484,22 @@ inline bool multiply_columns(const MatrixProduct<float>& task, std::int64_t begi
     bool odd = false;
     for (std::int64_t i = 0; i < 2 * (until - block); ++i) {
       const VectorColumns place = vector_columns<float>({task.columns, 1}, block + i / 2, static_cast<int>(i % 2));
-      std::uint16_t* const to = task.scratch + i * k_tiles * task.planes * kAmxTile;
+      std::uint16_t* const to = scratch + i * k_tiles * task.planes * kAmxTile;
       odd |= split_columns(task.right, place.begin, place.width, 0, k_tiles, task.planes, to);
     }
     if (odd) return false;
-    multiply_blocks(task, task.left_tiles, 0, task.rows, task.scratch, block, until);
+    multiply_blocks(task, task.left_tiles, 0, task.rows, scratch, block, until);
   }
   return true;
 }
 
 inline bool multiply_matrices(const MatrixProduct<float>& task, std::int64_t begin, std::int64_t end) {
-  const bool done = task.left_tiles == nullptr ? multiply_rows(task, begin, end) : multiply_columns(task, begin, end);
+  constexpr std::int64_t kPlane = kPlaneRowsAtOnce / kAmxRows * kPlaneTilesAtOnce * kAmxTile;
+  static thread_local Scratch memory;
+  const auto bytes = static_cast<std::size_t>(task.planes * kPlane) * sizeof(std::uint16_t);
+  auto* const scratch = reinterpret_cast<std::uint16_t*>(memory.get(bytes));
+  const bool done = task.left_tiles == nullptr ? multiply_rows(task, begin, end, scratch)
+                                               : multiply_columns(task, begin, end, scratch);
   _tile_release();
   tiles_and_memory();
   return done;

@@ -102,7 +102,8 @@ void forward(
 }
 
 template <class F>
-G2LSTM_INLINE void cell_backward(const BackwardStep<F>& step, std::int64_t row, std::int64_t unit, int width) {
+G2LSTM_INLINE void cell_backward(
+    const BackwardStep<F>& step, std::int64_t row, std::int64_t unit, int width, Gates<Vec<F>>& sums) {
   using V = Vec<F>;
   const std::int64_t at = row * step.h_size + unit;
   F* const grad_a = step.grad_a + 4 * row * step.h_size + unit;
@@ -117,6 +118,10 @@ G2LSTM_INLINE void cell_backward(const BackwardStep<F>& step, std::int64_t row, 
   const StepGradient<V> out =
       step_gradient<VecMath<F>>(gates, load(step.c + at, width), load(step.c_next + at, width), grad, step.spec);
   store_gates(grad_a, step.h_size, width, out.a);
+  sums.i += out.a.i;
+  sums.f += out.a.f;
+  sums.g += out.a.g;
+  sums.o += out.a.o;
   store(step.grad_c + at, out.c, width);
   store(step.grad_h + at, V{}, width);
 }
@@ -135,11 +140,15 @@ void backward(
     for (int v = 0; v < 2; ++v) {
       const VectorColumns units = vector_columns<F>(columns, block, v);
       if (units.width == 0) continue;
+      F* const bias = step.grad_bias == nullptr ? nullptr : step.grad_bias + units.begin;
+      Gates<Vec<F>> sums{};
+      if (bias != nullptr) load_gates(bias, step.h_size, units.width, sums);
       if (units.width == kLanes<F>) {
-        for (std::int64_t row = row_begin; row < row_end; ++row) cell_backward(step, row, units.begin, kLanes<F>);
+        for (std::int64_t row = row_begin; row < row_end; ++row) cell_backward(step, row, units.begin, kLanes<F>, sums);
       } else {
-        for (std::int64_t row = row_begin; row < row_end; ++row) cell_backward(step, row, units.begin, units.width);
+        for (std::int64_t row = row_begin; row < row_end; ++row) cell_backward(step, row, units.begin, units.width, sums);
       }
+      if (bias != nullptr) store_gates(bias, step.h_size, units.width, sums);
     }
   }
 }
