@@ -54,7 +54,11 @@ _has_cuda = _compiled is not None and torch._C._dispatch_has_kernel_for_dispatch
 
 
 # Where torch's own products of float32 are slower.
-_own_products = _compiled is not None and torch.ops.g2lstm.cpu_capability() == "amx"
+_own_products = (
+    _compiled is not None
+    and torch._C._dispatch_has_kernel_for_dispatch_key("g2lstm::matmul", "CPU")
+    and torch.ops.g2lstm.cpu_capability() == "amx"
+)
 _FEWEST_ROWS, _FEWEST_MULTIPLICATIONS = 64, 2**26  # from which on they are: kernels/cpu/matrix.cpp
 
 
