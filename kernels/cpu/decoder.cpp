@@ -59,7 +59,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       return matrix_product(flat(states), weight).view({size.rows, size.source, size.units});
     };
     run.attend(
-        of_states(w_query->to(dtype)), of_states(w_out->to(dtype).narrow(1, 0, size.source_units).t()), padding_given, w_out->to(dtype));
+        of_states(w_query->to(dtype)), of_states(w_out->to(dtype).narrow(1, 0, size.source_units).t()), padding_given,
+        w_out->to(dtype));
   }
   AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::decoder", [&] { run.forward<scalar_t>(); });
   const auto round = [&](const Tensor& tensor) { return tensor.to(given, false, true); };
@@ -172,14 +173,15 @@ decoder_backward(
     };
     const Tensor grad_keys = over_time(run.grad_scores, top);
     const Tensor grad_values = over_time(attention, run.grad_context);
-    grad_source = matrix_product(grad_keys, w_query.t(), matrix_product(grad_values, w_out.narrow(1, 0, size.source_units)))
+    const Tensor by_values = matrix_product(grad_values, w_out.narrow(1, 0, size.source_units));
+    grad_source = matrix_product(grad_keys, w_query.t(), by_values)
                       .view(states.sizes())
                       .transpose(0, 1)
                       .to(given)
                       .contiguous();
     grad_w_query = matrix_product(flat(states).t(), grad_keys).to(given);
-    grad_w_out =
-        at::cat({matrix_product(grad_values.t(), flat(states)), matrix_product(flat(run.grad_context).t(), flat(top))}, 1).to(given);
+    const Tensor of_context = matrix_product(grad_values.t(), flat(states));
+    grad_w_out = at::cat({of_context, matrix_product(flat(run.grad_context).t(), flat(top))}, 1).to(given);
   }
   return {
       grad_x.to(given), run.grad_h.to(given), run.grad_c.to(c_0_given.scalar_type()), grad_feed.to(given),

@@ -1,4 +1,5 @@
-// The kernels for processors with AMX: those of AVX-512 with VNNI, but that products of float32 and of integers run on its tiles.
+// The kernels for processors with AMX: those of AVX-512 with VNNI, but that products of float32 and of integers run on
+// its tiles.
 //
 // GCC 11 and clang 12 are the first that know all that is needed.
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)

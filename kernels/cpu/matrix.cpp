@@ -41,10 +41,6 @@ constexpr std::int64_t kFewest = 64;  // rows or columns for which the larger si
 constexpr std::int64_t kFewMultiplications = 1 << 26;
 constexpr std::int64_t kLargestStride = 1 << 27;  // 16 of which 32 bits hold
 
-std::uint16_t* words_of(const Tensor& tensor) {
-  return reinterpret_cast<std::uint16_t*>(tensor.mutable_data_ptr<std::int16_t>());
-}
-
 bool can_be_split(const Tensor& side) {
   const std::int64_t first = side.stride(0), second = side.stride(1);
   return side.scalar_type() == at::kFloat && (first == 1 || second == 1 || std::max(first, second) < kLargestStride);

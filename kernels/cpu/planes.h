@@ -345,6 +345,11 @@ G2LSTM_INLINE void multiply_tiles(
 #undef G2LSTM_LOAD_RIGHT
 #undef G2LSTM_MULTIPLY
 
+// Whether the pair of row tiles that begins at `row` holds an odd row.
+G2LSTM_INLINE bool is_odd_pair(const bool* odd, std::int64_t row, std::int64_t row_end) {
+  return odd[row / kAmxRows] || (row_end - row > kAmxRows && odd[row / kAmxRows + 1]);
+}
+
 template <int kPlanes, bool kTwoColumns>
 void multiply_row_tiles(
     const Panel& panel, const Target<float>& target, std::int64_t row, std::int64_t row_end, const bool* odd) {
@@ -353,7 +358,7 @@ void multiply_row_tiles(
   for (; row < row_end; row += 2 * kAmxRows, left += 2 * panel.left_stride) {
     const std::int64_t n_rows = row_end - row < 2 * kAmxRows ? row_end - row : 2 * kAmxRows;
     const bool two = n_rows > kAmxRows;
-    if (odd != nullptr && (odd[row / kAmxRows] || (two && odd[row / kAmxRows + 1]))) continue;
+    if (odd != nullptr && is_odd_pair(odd, row, row_end)) continue;
     if (n_rows != configured) configure(configured = n_rows, target.width);
     if (two) {
       multiply_tiles<kPlanes, true, kTwoColumns>(panel, left, target, row);
@@ -423,8 +428,8 @@ inline void multiply_block_in_planes(
     }
     multiply_panel_in_planes(product.planes, panel, target, 0, row_end, product.odd);
     for (std::int64_t row = 0; row < row_end; row += 2 * kAmxRows) {
+      if (!is_odd_pair(product.odd, row, row_end)) continue;
       const std::int64_t until = row + 2 * kAmxRows < row_end ? row + 2 * kAmxRows : row_end;
-      if (!product.odd[row / kAmxRows] && !(until - row > kAmxRows && product.odd[row / kAmxRows + 1])) continue;
       for (int i = 0; i < 2; ++i) multiply_odd_rows(product, target, i, column[i], row, until);
     }
   }

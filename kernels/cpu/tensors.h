@@ -14,6 +14,10 @@ using at::Tensor;
 // Of a float32 in products on AMX: what torch.set_float32_matmul_precision asks for.
 int planes_of_float32();
 
+inline std::uint16_t* words_of(const Tensor& tensor) {
+  return reinterpret_cast<std::uint16_t*>(tensor.mutable_data_ptr<std::int16_t>());
+}
+
 // A product's left side comes into planes at every step; fewer rows or multiplications are not worth it.
 constexpr std::int64_t kFewRowsInPlanes = 16;
 constexpr std::int64_t kFewInPlanes = 1 << 22;
@@ -50,10 +54,10 @@ class PackedWeights {
     }
     product.planes = planes_;
     product.rows = rows;
-    product.left = tiles(left_);
+    product.left = words_of(left_);
     product.left_k_tiles = product.right_k_tiles = k_tiles_;
     product.odd = odd_.template mutable_data_ptr<bool>();
-    product.right = tiles(packed_);
+    product.right = words_of(packed_);
     product.weights = parts_.data();
     const std::int64_t n_tiles = (rows + kAmxRows - 1) / kAmxRows;
     at::parallel_for(0, n_tiles, 1, [&](auto begin, auto end) { core<F>().split_left(product, begin, end); });
@@ -61,10 +65,6 @@ class PackedWeights {
   }
 
  private:
-  static std::uint16_t* tiles(const Tensor& tensor) {
-    return reinterpret_cast<std::uint16_t*>(tensor.mutable_data_ptr<std::int16_t>());
-  }
-
   void pack(const Columns& columns) {
     packed_ = at::empty({core<F>().packed_size(columns, size_k_)}, held_[0].options());
     F* const to = packed_.template mutable_data_ptr<F>();
@@ -87,7 +87,7 @@ class PackedWeights {
     at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
       std::int64_t k = 0;
       for (const Weights<F>& part : parts_) {
-        if (!core<F>().split_right(part, columns, k, k_tiles_, planes_, tiles(packed_), begin, end)) even = false;
+        if (!core<F>().split_right(part, columns, k, k_tiles_, planes_, words_of(packed_), begin, end)) even = false;
         k += tiles_of_k(part.size_k);
       }
     });
