@@ -15,8 +15,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "columns.h"
 #include "core.h"
-#include "product.h"
 #include "vec.h"
 
 namespace g2lstm {

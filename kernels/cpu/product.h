@@ -1,8 +1,12 @@
 // Products with packed weights, in panels of two vectors of columns, held in registers over the whole of K.
 #pragma once
 
+#include "columns.h"
 #include "core.h"
 #include "vec.h"
+#ifdef G2LSTM_AMX
+#include "planes.h"
+#endif
 
 namespace g2lstm {
 namespace {
@@ -12,16 +16,6 @@ constexpr int kTileRows = 12;  // 24 of 32 registers for sums
 #else
 constexpr int kTileRows = 6;  // 12 of 16
 #endif
-
-// Two vectors of columns of the result, `stride` between rows; a width below the lanes is the matrix's edge.
-template <class F>
-struct Target {
-  F* data[2];
-  const F* start[2];  // what the sums start with, null for 0: with the same stride, or one row for all (start_stride 0)
-  std::int64_t stride;
-  std::int64_t start_stride;
-  int width[2];
-};
 
 template <class F, int kRows, bool kWhole>
 G2LSTM_INLINE void tile(const Product<F>& product, const F* panel, const Target<F>& target, std::int64_t row) {
@@ -97,30 +91,6 @@ void multiply_panel(
   if (n_high > 0) tiles_of<F, kTileRows>(low + 1, product, panel, target, row_begin, split);
   tiles_of<F, kTileRows>(low, product, panel, target, split, row_end);
 }
-
-// Columns of one vector of a block: vector v of four groups is group v; of one group, the v-th run of lanes.
-struct VectorColumns {
-  std::int64_t begin;
-  int width;
-};
-
-template <class F>
-VectorColumns vector_columns(const Columns& columns, std::int64_t block, int v) {
-  const std::int64_t first = (columns.groups == 1 ? 2 * block + v : block) * kLanes<F>;
-  const std::int64_t left = columns.size - first;
-  const int width = left >= kLanes<F> ? kLanes<F> : left > 0 ? static_cast<int>(left) : 0;
-  return {(columns.groups == 1 ? 0 : v * columns.size) + (width > 0 ? first : 0), width};
-}
-
-}  // namespace
-}  // namespace g2lstm
-
-#ifdef G2LSTM_AMX
-#include "planes.h"
-#endif
-
-namespace g2lstm {
-namespace {
 
 // Columns of a block, in rows [row_begin, row_end): out (stride) = start (start_stride) + product.
 template <class F>
