@@ -20,8 +20,8 @@ struct Words {
   Word w[4];
 };
 
-// Math is what a backend brings: Math::Word, and Math::multiply_wide(Word, uint32_t), the low 32 bits of each lane times
-// a constant, as 64 bits.
+// Math is what a backend brings: Math::Word, and Math::multiply_wide(Word, uint32_t), the low 32 bits of each lane
+// times a constant, as 64 bits.
 template <class Math>
 G2LSTM_HOST_DEVICE Words<typename Math::Word> philox4x32(Words<typename Math::Word> counter, std::uint64_t key) {
   using Word = typename Math::Word;

@@ -53,8 +53,8 @@ struct Product {
   const F* packed = nullptr;  // the operands' weights one below the other, as packed by Core::pack
   std::int64_t size_k = 0;    // rows of the packed weights; the operands may take fewer, from the first on
 
-  // In place of `packed`, where planes > 0: both sides as sums of bfloat16, by Core::split_left and split_right. Work is
-  // then split by blocks of columns alone: it begins with the first row.
+  // In place of `packed`, where planes > 0: both sides as sums of bfloat16, by Core::split_left and split_right. Work
+  // is then split by blocks of columns alone: it begins with the first row.
   int planes = 0;
   std::int64_t rows = 0;          // of the left side
   std::uint16_t* left = nullptr;  // (row tiles, left_k_tiles, planes, a tile)
@@ -65,8 +65,8 @@ struct Product {
   const Weights<F>* weights = nullptr;  // of each operand, for odd rows
 };
 
-// out (M, N) = start + left (M, K) times right (K, N) on AMX, K at most kPlaneTilesAtOnce tiles. One side comes in planes,
-// by Core::split_left or split_right; the other, the larger one, is split on its way.
+// out (M, N) = start + left (M, K) times right (K, N) on AMX, K at most kPlaneTilesAtOnce tiles. One side comes in
+// planes, by Core::split_left or split_right; the other, the larger one, is split on its way.
 template <class F>
 struct MatrixProduct {
   Weights<F> left;  // element (m, k) at data[m * stride_n + k * stride_k]
@@ -124,7 +124,7 @@ struct BackwardStep {
   const F* c = nullptr;         // (B, H)
   const F* c_next = nullptr;    // (B, H)
   F* grad_a = nullptr;          // (B, 4H)
-  F* grad_bias = nullptr;       // (4H,) to which the sums over the rows are added, or null; not where threads share rows
+  F* grad_bias = nullptr;       // (4H,) the sums over the rows are added to it, or null; not where threads share rows
   std::int64_t h_size = 0;
   std::int64_t t = 0;
   std::int64_t product_end = INT64_MAX;  // rows from here on need no product
@@ -183,8 +183,8 @@ struct InputGradient {
 
 constexpr int kDropoutBlock = 64;
 
-// y = x scale where kept, else 0. Element e is dropped where a word of its own is below the threshold: word e % 64 / 16 of
-// the counter e / 64 * 16 + e % 16, whose upper half is 2^32 - 1 (the gates' streams are below).
+// y = x scale where kept, else 0. Element e is dropped where a word of its own is below the threshold: word e % 64 / 16
+// of the counter e / 64 * 16 + e % 16, whose upper half is 2^32 - 1 (the gates' streams are below).
 template <class F>
 struct Dropout {
   const F* x = nullptr;

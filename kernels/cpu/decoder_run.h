@@ -40,7 +40,8 @@ struct DecoderRun {
     dropout = std::move(dropout_mask);
   }
 
-  void attend(const Tensor& source_keys, const Tensor& source_values, const OptionalTensor& mask, const Tensor& weight) {
+  void attend(
+      const Tensor& source_keys, const Tensor& source_values, const OptionalTensor& mask, const Tensor& weight) {
     attends = true;
     keys = source_keys;
     values = source_values;

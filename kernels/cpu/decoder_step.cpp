@@ -16,7 +16,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decoder_step(
   const auto dtype = state_dtype(x);
   const auto product = [&](std::int64_t layer, const Tensor& input, const Tensor& h_before) {
     const Tensor w = w_ih[layer].to(dtype).t();
-    const Tensor a = matrix_product(input, w, bias.empty() ? std::nullopt : OptionalTensor(bias[layer].to(dtype).contiguous()));
+    const Tensor a = matrix_product(
+        input, w, bias.empty() ? std::nullopt : OptionalTensor(bias[layer].to(dtype).contiguous()));
     return matrix_product(h_before, w_hh[layer].to(dtype).t(), a);
   };
   return run_decoder_step(size, x, h, c, feed, product, keys, values, padding, rows, w_out, temperature, hard);

@@ -31,7 +31,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_decoder_step(
       step.h_next = input.mutable_data_ptr<scalar_t>();
       step.h_size = units;
       step.gates = options.spec<scalar_t>();
-      split(core<scalar_t>().blocks({units, 4}), rows, [&](auto... range) { core<scalar_t>().forward(step, range...); });
+      split(core<scalar_t>().blocks({units, 4}), rows, [&](auto... range) {
+        core<scalar_t>().forward(step, range...);
+      });
     });
   }
   if (!keys_given.has_value()) {

@@ -21,8 +21,9 @@ bool built() { return true; }  // asked on every processor
 
 // After the standard headers, whose inline functions other files share.
 #ifdef __clang__
-#pragma clang attribute push(                                                                                          \
-    __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
+#pragma clang attribute push(                                                                              \
+    __attribute__((target(                                                                                 \
+        "amx-tile,amx-bf16,amx-int8,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
     apply_to = function)
 #else
 #pragma GCC push_options

@@ -32,7 +32,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
     if (part.has_value()) bias = bias.defined() ? bias + part->to(dtype) : part->to(dtype);
   }
   matrix_product_out(
-      flat, x.view({n_cells, size.inputs}), w_ih.t(), bias.defined() ? OptionalTensor(bias.contiguous()) : std::nullopt);
+      flat, x.view({n_cells, size.inputs}), w_ih.t(),
+      bias.defined() ? OptionalTensor(bias.contiguous()) : std::nullopt);
   Tensor outputs = at::empty({size.steps, size.rows, size.units}, x.options());
   Tensor cells = at::empty_like(outputs);
   Tensor z = at::empty({need_gates ? size.steps : 0, size.rows, 2 * size.units}, x.options());
@@ -144,8 +145,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
   });
   const Tensor flat = grad_a.view({-1, 4 * size.units});
   grad_h.addmm_(grad_a[reverse ? size.steps - 1 : 0], w_hh);
-  const Tensor grad_x =
-      need_x ? matrix_product(flat, w_ih).view(x.sizes()).to(given) : at::empty({0, size.rows, size.inputs}, x_given.options());
+  const Tensor grad_x = need_x ? matrix_product(flat, w_ih).view(x.sizes()).to(given)
+                               : at::empty({0, size.rows, size.inputs}, x_given.options());
   const Tensor grad_w_hh =
       recurrent_weight_gradient(size, grad_a, outputs.to(dtype), h_0, lengths, reverse).to(given);
   return {

@@ -9,6 +9,7 @@ namespace g2lstm {
 Tensor matrix_product(const Tensor& a, const Tensor& b, const OptionalTensor& start = std::nullopt);
 
 // The same into out (M, N), whose rows are contiguous and which is not start.
-void matrix_product_out(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start = std::nullopt);
+void matrix_product_out(
+    const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start = std::nullopt);
 
 }  // namespace g2lstm

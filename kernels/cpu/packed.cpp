@@ -149,7 +149,8 @@ void check_matrix(const char* name, const PackedWeight& weight, std::int64_t out
 }
 
 Tensor packed_linear(
-    const Tensor& x_given, at::TensorList tensors, at::IntArrayRef layout, const OptionalTensor& bias_given, bool fine) {
+    const Tensor& x_given, at::TensorList tensors, at::IntArrayRef layout, const OptionalTensor& bias_given,
+    bool fine) {
   check_supported(x_given);
   PackedReader reader(tensors, layout);
   const PackedWeight weight = reader.next(x_given);

@@ -17,8 +17,8 @@ struct PackedWeight {
   std::int64_t inputs = 0, outputs = 0;
 
   // out (M, N) = start + x (M, K) times the transpose; start is a bias (N,), out itself, or nothing. x and out have the
-  // state's dtype; their rows may be apart. For weights in integers x is rounded to 16 bits, or, where it is to be fine,
-  // to 32.
+  // state's dtype; their rows may be apart. For weights in integers x is rounded to 16 bits, or, where it is to be
+  // fine, to 32.
   void multiply(const Tensor& x, const Tensor& out, const OptionalTensor& start, bool fine) const;
 };
 

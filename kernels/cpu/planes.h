@@ -2,8 +2,9 @@
 //
 // A float32 is the sum of three bfloat16, its planes: 24 bits of mantissa in three times 8. Of the nine products of two
 // numbers' planes the six largest give the product to 2^-24 or so, as a float32 product has it, where the planes are no
-// denormals, which AMX takes for 0: of numbers below 2^-109 the third plane is lost, below 2^-117 the second. With two planes three
-// products give 2^-16, with one the one of bfloat16: what torch.set_float32_matmul_precision calls "high" and "medium".
+// denormals, which AMX takes for 0: of numbers below 2^-109 the third plane is lost, below 2^-117 the second. With two
+// planes three products give 2^-16, with one the one of bfloat16: what torch.set_float32_matmul_precision calls "high"
+// and "medium".
 //
 // A tile holds 16 rows of 32 bfloat16 of the left side; of the right side 32 rows of 16 columns, pairs of rows beside
 // one another, so that a tile of either is the other's with its 32-bit words transposed. Infinities, NaN and what
@@ -174,8 +175,8 @@ inline void split_left(const Product<float>& product, std::int64_t tile_begin, s
       const Operand<float>& operand = product.operands[i];
       const std::int64_t n_tiles = tiles_of_k(operand.size);
       odd |= split_row_tile(
-          {operand.data, operand.stride_k, operand.stride, operand.size}, tile * kAmxRows, product.rows, 0, n_tiles, product.planes,
-          to);
+          {operand.data, operand.stride_k, operand.stride, operand.size}, tile * kAmxRows, product.rows, 0, n_tiles,
+          product.planes, to);
       to += n_tiles * product.planes * kAmxTile;
     }
     product.odd[tile] = odd;
@@ -192,7 +193,8 @@ G2LSTM_INLINE void store_pairs(std::uint16_t* to, int planes, __m512 first, __m5
   }
 }
 
-// Columns of the right side from `column` on, K from k on: n_tiles tiles of each plane, at to. Whether some number is odd.
+// Columns of the right side from `column` on, K from k on: n_tiles tiles of each plane, at to. Whether some number is
+// odd.
 inline bool split_columns(
     const Weights<float>& right, std::int64_t column, int width, std::int64_t k, std::int64_t n_tiles, int planes,
     std::uint16_t* to) {

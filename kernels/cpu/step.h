@@ -144,9 +144,13 @@ void backward(
       Gates<Vec<F>> sums{};
       if (bias != nullptr) load_gates(bias, step.h_size, units.width, sums);
       if (units.width == kLanes<F>) {
-        for (std::int64_t row = row_begin; row < row_end; ++row) cell_backward(step, row, units.begin, kLanes<F>, sums);
+        for (std::int64_t row = row_begin; row < row_end; ++row) {
+          cell_backward(step, row, units.begin, kLanes<F>, sums);
+        }
       } else {
-        for (std::int64_t row = row_begin; row < row_end; ++row) cell_backward(step, row, units.begin, units.width, sums);
+        for (std::int64_t row = row_begin; row < row_end; ++row) {
+          cell_backward(step, row, units.begin, units.width, sums);
+        }
       }
       if (bias != nullptr) store_gates(bias, step.h_size, units.width, sums);
     }
