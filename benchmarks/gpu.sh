@@ -50,7 +50,8 @@ for name in "${steps[@]}"; do
             # The tools slow a kernel down many times: each sees a few cases of every operator.
             for tool in memcheck racecheck; do
                 step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 3 --target-processes all \
-                    python3 -m pytest -q -x tests/test_cuda.py -k "float32 and (ragged or words or step)"
+                    python3 -m pytest -q -x tests/test_cuda.py \
+                    -k "float32 and (ragged or words or step) or persistent and every_mode"
             done
             ;;
         layer) step layer python3 -m benchmarks.run layer $smoke --out "$OUT/layer" ;;

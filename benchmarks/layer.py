@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.bars import Shape, layer_bar
-from benchmarks.peers import PEERS, SWEEP_PEERS, TITLES, Unavailable
+from benchmarks.peers import PEERS, SWEEP_PEERS, TITLES, Unavailable, persistent_workload
 from benchmarks.plots import draw_sweeps
 from benchmarks.tables import layer_markdown, sizes
 from benchmarks.timing import Spread, Workload, ratio, set_tf32, time_interleaved, timer_name, workload
@@ -176,6 +176,8 @@ def _prepare(peer: str, lstm: G2LSTM, x: torch.Tensor, backward: bool) -> Worklo
     """A peer's workload, run once."""
     try:
         prepared = workload(PEERS[peer](lstm).train(), x, backward)
+        if peer == "g2lstm-persistent":
+            prepared = persistent_workload(prepared, x, lstm.hidden_size)
         prepared()
     except Exception as error:
         # FlashRNN compiles itself for each size at its first call, and not for every one

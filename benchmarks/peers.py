@@ -4,13 +4,16 @@ Each takes (T, B, I) and returns outputs (T, B, H) first. `IdentityLSTM` and `Lo
 noise of torch's generator; torch.nn.LSTM and FlashRNN compute the plain LSTM.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.machine import kernels_missing
+from benchmarks.timing import Workload
 from fairseq_g2lstm import G2LSTM, ops
 from fairseq_g2lstm.reference import logistic
 
@@ -157,8 +160,47 @@ def _compiled(lstm: G2LSTM) -> G2LSTM:
     return lstm
 
 
+def persistent_workload(run: Workload, x: Tensor, hidden_size: int) -> Workload:
+    """The workload of a layer on CUDA with all steps in one launch, whatever G2LSTM_CUDA_LAYER says.
+
+    Args:
+        run: trains a layer on x, (T, B, I).
+        x: tells of the sizes and the dtype.
+        hidden_size: of the layer.
+
+    Raises:
+        Unavailable: the device is none of CUDA's, or the sequence does not fit it.
+    """
+
+    def run_persistent() -> object:
+        with _environment(G2LSTM_CUDA_LAYER="persistent"):
+            return run()
+
+    if not x.is_cuda:
+        raise Unavailable("it is a kernel of CUDA's")
+    with _environment(G2LSTM_CUDA_LAYER="persistent"):
+        if torch.ops.g2lstm.cuda_layer(x.dtype, *x.shape[:2], hidden_size) != "persistent":
+            raise Unavailable("larger sequences do not fit the device")
+    return run_persistent
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 PEERS: dict[str, Callable[[G2LSTM], nn.Module]] = {
     "g2lstm": _compiled,
+    "g2lstm-persistent": _compiled,  # run by persistent_workload
     "torch.nn.LSTM": _library_twin,
     "identity": IdentityLSTM,
     "python-loop": LoopLSTM,
@@ -167,6 +209,7 @@ PEERS: dict[str, Callable[[G2LSTM], nn.Module]] = {
 }
 TITLES = {
     "g2lstm": "G2LSTM",
+    "g2lstm-persistent": "G2LSTM in one launch",
     "torch.nn.LSTM": "torch.nn.LSTM",
     "identity": "torch.nn.LSTM by the identity",
     "python-loop": "loop in Python",
@@ -176,6 +219,6 @@ TITLES = {
 # On CUDA the reference makes its noise on the CPU, which takes seconds at the larger shapes and tells nothing.
 DEFAULT_PEERS = {
     "cpu": ("g2lstm", "torch.nn.LSTM", "identity", "python-loop", "reference"),
-    "cuda": ("g2lstm", "torch.nn.LSTM", "identity", "python-loop", "flashrnn"),
+    "cuda": ("g2lstm", "g2lstm-persistent", "torch.nn.LSTM", "identity", "python-loop", "flashrnn"),
 }
-SWEEP_PEERS = ("g2lstm", "torch.nn.LSTM", "identity", "python-loop")
+SWEEP_PEERS = ("g2lstm", "g2lstm-persistent", "torch.nn.LSTM", "identity", "python-loop")

@@ -24,6 +24,7 @@ _AXES = {
 # Okabe and Ito's colours, told apart by all kinds of colour vision
 _STYLES = {
     "g2lstm": ("#D55E00", "o"),
+    "g2lstm-persistent": ("#009E73", "D"),
     "torch.nn.LSTM": ("#0072B2", "s"),
     "identity": ("#56B4E9", "^"),
     "python-loop": ("#999999", "x"),
@@ -43,6 +44,8 @@ def draw_sweeps(rows: list[dict[str, Any]], path: Path, result: dict[str, Any]) 
         own = [row for row in rows if row["axis"] == name]
         for peer, (colour, marker) in _STYLES.items():
             points = [row for row in own if peer in row["times"]]
+            if not points:
+                continue
             spreads = [Spread(tuple(row["times"][peer]["values_s"])) for row in points]
             medians = [1000 * spread.median for spread in spreads]
             errors = [

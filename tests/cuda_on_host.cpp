@@ -9,8 +9,11 @@
 #include <torch/library.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <random>
@@ -21,6 +24,7 @@
 #include "../kernels/cuda/decoder.cpp"
 #include "../kernels/cuda/decoder_step.cpp"
 #include "../kernels/cuda/layer.cpp"
+#include "../kernels/cuda/sequence.h"
 #include "../kernels/cuda/step.cpp"
 
 namespace g2lstm::cuda {
@@ -36,19 +40,26 @@ struct Barrier {
   int size, arrived = 0, generation = 0;
 };
 
-// Threads of one block, as fibers of this thread.
+constexpr int kThreads = 8, kLanes = 4;  // of a block, of a warp
+
+// What the threads of a block share.
+struct HostShared {
+  double values[kThreads];
+  Barrier all{kThreads};
+  std::vector<Barrier> warps = std::vector<Barrier>(kThreads / kLanes, Barrier{kLanes});
+  alignas(128) unsigned char memory[1 << 19];
+};
+
+// The threads of some blocks, as fibers of this thread.
 class Fibers {
  public:
-  static constexpr int kThreads = 8, kLanes = 4;
-  double values[kThreads];
-  Barrier all{kThreads}, warps[kThreads / kLanes];
-
-  void run(const std::function<void(int)>& function) {
-    for (Barrier& warp : warps) warp = {kLanes};
+  // Calls function(i) for i from 0 to n_threads - 1, at the same time.
+  void run(int n_threads, const std::function<void(int)>& function) {
+    while (static_cast<int>(fibers_.size()) < n_threads) fibers_.push_back(std::make_unique<Fiber>());
     body_ = &function;
-    running_ = kThreads;
-    for (int i = 0; i < kThreads; ++i) {
-      Fiber& fiber = fibers_[i];
+    running_ = n_threads;
+    for (int i = 0; i < n_threads; ++i) {
+      Fiber& fiber = *fibers_[i];
       fiber.done = false;
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -62,12 +73,12 @@ class Fibers {
     for (int turns = 0; running_ > 0; ++turns) {
       if (progress_) turns = 0;
       progress_ = false;
-      if (turns > kMostIdleTurns) {
+      if (turns > kMostIdleTurns * n_threads) {
         std::fputs("a barrier that not all threads reach\n", stderr);
         std::abort();
       }
-      current_ = static_cast<int>(random_() % kThreads);
-      if (!fibers_[current_].done) swapcontext(&scheduler_, &fibers_[current_].context);
+      current_ = static_cast<int>(random_() % n_threads);
+      if (!fibers_[current_]->done) swapcontext(&scheduler_, &fibers_[current_]->context);
     }
   }
 
@@ -79,12 +90,23 @@ class Fibers {
       ++barrier.generation;
       return;
     }
-    while (barrier.generation == generation) swapcontext(&fibers_[current_].context, &scheduler_);
+    wait([&] { return barrier.generation != generation; });
+  }
+
+  void add(unsigned& counter) {
+    progress_ = true;
+    ++counter;
+  }
+
+  // Lets others run until the condition holds.
+  template <class Condition>
+  void wait(const Condition& condition) {
+    while (!condition()) swapcontext(&fibers_[current_]->context, &scheduler_);
   }
 
  private:
-  static constexpr std::size_t kStackBytes = 1 << 17;
-  static constexpr int kMostIdleTurns = 10000;  // all eight have had theirs by then
+  static constexpr std::size_t kStackBytes = 1 << 18;
+  static constexpr int kMostIdleTurns = 1000;  // of each thread: all have had theirs by then
   struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack{new char[kStackBytes]};
@@ -94,12 +116,12 @@ class Fibers {
   static void start(unsigned high, unsigned low, int thread) {
     auto* const self = reinterpret_cast<Fibers*>((static_cast<std::uintptr_t>(high) << 32) | low);
     (*self->body_)(thread);
-    self->fibers_[thread].done = true;
+    self->fibers_[thread]->done = true;
     self->progress_ = true;
     --self->running_;
   }
 
-  Fiber fibers_[kThreads];
+  std::vector<std::unique_ptr<Fiber>> fibers_;
   ucontext_t scheduler_;
   const std::function<void(int)>* body_ = nullptr;
   std::minstd_rand random_;
@@ -107,14 +129,16 @@ class Fibers {
   bool progress_ = false;
 };
 
+Fibers fibers;
+
 struct HostBlock {
-  static constexpr int kLanes = Fibers::kLanes;
-  Fibers& fibers;
+  static constexpr int kLanes = cuda::kLanes;
+  HostShared& shared;
   int place;
 
   int thread() const { return place; }
-  int threads() const { return Fibers::kThreads; }
-  void sync() const { fibers.arrive(fibers.all); }
+  int threads() const { return kThreads; }
+  void sync() const { fibers.arrive(shared.all); }
   template <class S>
   S sum_lanes(S value) const {
     return reduce(value, [](S x, S y) { return x + y; });
@@ -128,16 +152,110 @@ struct HostBlock {
   template <class S, class Function>
   S reduce(S value, const Function& function) const {
     const int warp = place / kLanes;
-    fibers.values[place] = value;
-    fibers.arrive(fibers.warps[warp]);
-    S result = static_cast<S>(fibers.values[warp * kLanes]);
+    shared.values[place] = value;
+    fibers.arrive(shared.warps[warp]);
+    S result = static_cast<S>(shared.values[warp * kLanes]);
     for (int lane = 1; lane < kLanes; ++lane) {
-      result = function(result, static_cast<S>(fibers.values[warp * kLanes + lane]));
+      result = function(result, static_cast<S>(shared.values[warp * kLanes + lane]));
     }
-    fibers.arrive(fibers.warps[warp]);
+    fibers.arrive(shared.warps[warp]);
     return result;
   }
 };
+
+// A tile, each lane's part of it in `sums` and the others' not touched.
+template <class T>
+struct HostTile {
+  static constexpr bool kHalf = sizeof(T) == 2;
+  static constexpr int kRows = kHalf ? 16 : 32, kColumns = kHalf ? 16 : 8, kDepth = kHalf ? 16 : 4;
+  float sums[kRows * kColumns];
+
+  void clear(const HostBlock&) { std::fill(std::begin(sums), std::end(sums), 0.0f); }
+  void multiply(const HostBlock& block, const T* left, int left_stride, const T* right, int right_stride) {
+    each(block, [&](int row, int column) {
+      for (int k = 0; k < kDepth; ++k) {
+        sums[row * kColumns + column] += read(left + row * left_stride + k) * read(right + column * right_stride + k);
+      }
+    });
+  }
+  void store(const HostBlock& block, float* out, int stride) const {
+    each(block, [&](int row, int column) { out[row * stride + column] = sums[row * kColumns + column]; });
+  }
+
+ private:
+  template <class Function>
+  static void each(const HostBlock& block, const Function& function) {
+    for (int i = block.thread() % kLanes; i < kRows * kColumns; i += kLanes) function(i / kColumns, i % kColumns);
+  }
+};
+
+// One block of a grid whose blocks all run at the same time. A copy arrives when it is waited for, and no sooner.
+struct HostGrid : HostBlock {
+  static constexpr int kThreads = cuda::kThreads, kWarps = kThreads / kLanes;
+  template <class T>
+  using Tile = HostTile<T>;
+  struct Copy {
+    void* to;
+    const void* from;
+  };
+
+  std::int64_t x, y, n_x;
+  mutable std::deque<std::vector<Copy>> copies = std::deque<std::vector<Copy>>(1);
+
+  std::int64_t place_x() const { return x; }
+  std::int64_t place_y() const { return y; }
+  std::int64_t blocks_x() const { return n_x; }
+  template <class T>
+  void copy(T* to, const T* from) const {
+    TORCH_INTERNAL_ASSERT(reinterpret_cast<std::uintptr_t>(to) % 16 == 0);
+    TORCH_INTERNAL_ASSERT(reinterpret_cast<std::uintptr_t>(from) % 16 == 0);
+    copies.back().push_back({to, from});
+  }
+  void commit() const { copies.emplace_back(); }
+  template <int kPending>
+  void wait_copies() const {
+    while (copies.size() > kPending + 1) {  // the last is still open
+      for (const Copy& one : copies.front()) std::memcpy(one.to, one.from, 16);
+      copies.pop_front();
+    }
+  }
+  void arrive(unsigned* counter) const {
+    sync();
+    if (thread() == 0) fibers.add(*counter);
+  }
+  void wait(const unsigned* counter, unsigned arrivals) const {
+    if (thread() == 0) fibers.wait([&] { return *counter >= arrivals; });
+    sync();
+  }
+};
+
+// Few blocks, so that there are sizes that do not fit.
+constexpr DeviceLimits kLimits{12, sizeof(HostShared::memory)};
+
+template <class T, class Run>
+void launch_sequence(const Run& run, std::int64_t SequencePlan::*bytes) {
+  const SequencePlan plan = plan_sequence<T>(kLimits, run.n_steps, run.cell.n_rows, run.cell.h_size);
+  const auto n_blocks = static_cast<int>(plan.blocks_x * plan.blocks_y);
+  std::vector<std::unique_ptr<HostShared>> shared;
+  for (int i = 0; i < n_blocks; ++i) {
+    shared.push_back(std::make_unique<HostShared>());
+    // NaN, in every type: what is read before it is written shows
+    std::memset(shared[i]->memory, 0xff, sizeof(HostShared::memory));
+  }
+  with_rows<T>(plan.n_rows, [&](auto rows) {
+    fibers.run(n_blocks * kThreads, [&](int i) {
+      const int block = i / kThreads;
+      const HostGrid grid{
+          {*shared[block], i % kThreads}, block % plan.blocks_x, block / plan.blocks_x, plan.blocks_x};
+      run_block<decltype(rows)::value>(run, grid, shared[block]->memory);
+    });
+  });
+  for (const auto& block : shared) {
+    for (auto at = plan.*bytes; at < static_cast<std::int64_t>(sizeof(HostShared::memory)); ++at) {
+      TORCH_INTERNAL_ASSERT(block->memory[at] == 0xff, "shared memory that the block does not have");
+    }
+  }
+}
 
 // A grid smaller than the work, as where it reaches the device's limits.
 template <class Step>
@@ -150,10 +268,10 @@ void launch_units(const Step& step) {
 
 template <class T, class Step>
 void launch_rows(const Step& step) {
-  static Fibers fibers;
-  State<T> scratch[Fibers::kThreads / Fibers::kLanes];
-  fibers.run([&](int thread) {
-    for (std::int64_t row = 0; row < step.n_rows; ++row) run_row(step, row, HostBlock{fibers, thread}, scratch);
+  static HostShared shared;
+  State<T> scratch[kThreads / kLanes];
+  fibers.run(kThreads, [&](int thread) {
+    for (std::int64_t row = 0; row < step.n_rows; ++row) run_row(step, row, HostBlock{shared, thread}, scratch);
   });
 }
 
@@ -179,7 +297,22 @@ void launch(const AttentionBackward<T>& step, StreamHandle) {
 }
 void launch(const RandomWords& words, StreamHandle) { launch_units(words); }
 
+template <class T>
+bool fits_one_launch(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
+  return plan_sequence<T>(kLimits, n_steps, n_rows, h_size).n_rows > 0;
+}
+template <class T>
+void launch(const ForwardSequence<T>& sequence, StreamHandle) {
+  launch_sequence<T>(sequence, &SequencePlan::forward_bytes);
+}
+template <class T>
+void launch(const BackwardSequence<T>& sequence, StreamHandle) {
+  launch_sequence<T>(sequence, &SequencePlan::backward_bytes);
+}
+
 }  // namespace g2lstm::cuda
+
+TORCH_LIBRARY_FRAGMENT(g2lstm, m) { g2lstm::cuda::define_layer(m); }
 
 TORCH_LIBRARY_IMPL(g2lstm, CPU, m) {
   g2lstm::cuda::implement_step(m);

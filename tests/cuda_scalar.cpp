@@ -1,5 +1,6 @@
 // The scalar code of the CUDA kernels, for Python's ctypes: index arithmetic, random words and one step's arithmetic.
 #include "../kernels/cuda/cells.h"
+#include "../kernels/cuda/sequence_plan.h"
 
 namespace {
 
@@ -21,9 +22,23 @@ void forward(
   run(step, Place{0, 0, 1, 1});
 }
 
+template <class T>
+int rows_of_block(const DeviceLimits& device, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
+  return plan_sequence<T>(device, n_steps, n_rows, h_size).n_rows;
+}
+
 }  // namespace
 
 extern "C" {
+
+int test_rows_of_block_half(
+    std::int64_t blocks, std::int64_t shared, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
+  return rows_of_block<Half>({blocks, shared}, n_steps, n_rows, h_size);
+}
+int test_rows_of_block_float(
+    std::int64_t blocks, std::int64_t shared, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
+  return rows_of_block<float>({blocks, shared}, n_steps, n_rows, h_size);
+}
 
 std::int64_t test_gate_offset(std::int64_t row, std::int64_t gate, std::int64_t unit, std::int64_t h_size) {
   return gate_offset(row, gate, unit, h_size);

@@ -16,6 +16,7 @@ from operator_cases import (
     DTYPES,
     F16,
     F32,
+    F64,
     FORWARD_BOUND,
     GRADIENT_BOUND,
     HALF_TYPES,
@@ -47,6 +48,7 @@ pytestmark = [
 ]
 needs_gpu = pytest.mark.skipif(ON_HOST, reason="runs on a GPU alone")
 
+LAYER_VARIABLE = "G2LSTM_CUDA_LAYER"
 ALL_DTYPES = [*DTYPES, *HALF_TYPES]
 # On CUDA half types are rounded at every step, as in torch's own LSTM: pre-activations, h and their gradients by half
 # an eps each. These errors neither add up over the steps, which forget, nor all point one way: two eps of the largest
@@ -144,6 +146,88 @@ def test_layer_equals_the_reference_at_every_length(lengths, reverse, dtype):
 )
 def test_layer_equals_the_reference_at_every_size(size, dtype):
     assert_equals_reference(LayerCase(*size, lengths="ragged", dtype=dtype, bias=size[0] > 1))
+
+
+# The kernel that takes a whole sequence in one launch. Its blocks have 8 or 16 units, and 16, 32 or 64 rows.
+
+
+@pytest.fixture
+def persistent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LAYER_VARIABLE, "persistent")
+
+
+def layer_kernel(case: LayerCase) -> str:
+    return torch.ops.g2lstm.cuda_layer(case.dtype, case.n_steps, case.n_rows, case.h_size)
+
+
+PERSISTENT_DTYPES = [F32, F16, BF16]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
+def test_persistent_layer_equals_the_reference_in_every_mode(mode, dtype, persistent):
+    case = LayerCase(h_size=32, rows=True, lengths="ragged", mode=MODES[mode], dtype=dtype)
+    assert layer_kernel(case) == "persistent"
+    assert_equals_reference(case)
+
+
+@pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("lengths", ["none", "ragged", "ones", "full"])
+def test_persistent_layer_equals_the_reference_at_every_length(lengths, reverse, dtype, persistent):
+    case = LayerCase(n_steps=6, h_size=16, lengths=lengths, reverse=reverse, dtype=dtype, mode=MODES["gumbel, mask"])
+    assert layer_kernel(case) == "persistent"
+    assert_equals_reference(case)
+
+
+# One row and one step; rows and units that fill several blocks, the last in part. The host has 12 blocks at a time, a
+# GPU more.
+@pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1, 1, 16), (7, 2, 3, 16), (3, 17, 5, 48), (2, 33, 4, 32), (3, 65, 2, 16), (2, 100, 2, 48), (3, 4, 7, 96),
+     *(pytest.param(size, marks=needs_gpu)
+       for size in [(30, 20, 256, 256), (30, 128, 256, 256), (9, 128, 512, 512), (5, 20, 1024, 1024)])],
+    ids=str,
+)  # fmt: skip
+def test_persistent_layer_equals_the_reference_at_every_size(size, dtype, persistent):
+    case = LayerCase(*size, lengths="ragged" if size[0] > 1 else "none", dtype=dtype, bias=size[0] > 1)
+    assert layer_kernel(case) == "persistent"
+    assert_equals_reference(case)
+
+
+# A block fetches the left side in pieces of 16 KiB, four at a time.
+@pytest.mark.parametrize(("dtype", "h_size"), [(F32, 96), (F16, 192), (BF16, 192)])
+def test_persistent_layer_equals_the_reference_with_more_pieces_than_are_kept(dtype, h_size, persistent):
+    case = LayerCase(3, 64, 2, h_size, dtype=dtype)
+    assert layer_kernel(case) == "persistent"
+    assert_equals_reference(case)
+
+
+@pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
+def test_persistent_layer_is_bit_identical_from_run_to_run(dtype, persistent):
+    case = LayerCase(n_rows=40, h_size=48, lengths="ragged", dtype=dtype)
+    assert_identical(run_on_device(case), run_on_device(case))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "n_rows", "h_size"), [(F64, 1, 16), (F32, 1, 24), (F16, 1, 1150), (F32, 100_000, 16), (BF16, 1, 2**20)]
+)
+def test_sequences_that_do_not_fit_one_launch_go_step_by_step(dtype, n_rows, h_size, persistent):
+    assert torch.ops.g2lstm.cuda_layer(dtype, 2, n_rows, h_size) == "steps"
+    if n_rows * h_size < 10_000:
+        assert_equals_reference(LayerCase(2, n_rows, 3, h_size, dtype=dtype))
+
+
+def test_the_layers_kernel_is_chosen_in_the_environment(monkeypatch):
+    kernel = {}
+    for choice in ("auto", "steps", "persistent"):
+        monkeypatch.setenv(LAYER_VARIABLE, choice)
+        kernel[choice] = torch.ops.g2lstm.cuda_layer(F32, 2, 3, 16)
+    assert kernel == {"auto": "steps", "steps": "steps", "persistent": "persistent"}
+    monkeypatch.setenv(LAYER_VARIABLE, "fast")
+    with pytest.raises(ValueError, match="G2LSTM_CUDA_LAYER must be auto, steps or persistent, got fast"):
+        torch.ops.g2lstm.cuda_layer(F32, 2, 3, 16)
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_name)

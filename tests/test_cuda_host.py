@@ -108,6 +108,32 @@ def test_threads_take_every_cell_once_whatever_their_number(scalar, n_rows, h_si
     assert counts.eq(1).all()
 
 
+# 132 multiprocessors of 227 KiB: an H100 or H200.
+@pytest.mark.parametrize(
+    ("dtype", "n_rows", "h_size", "rows_of_block"),
+    [
+        ("half", 1, 256, 16),
+        ("half", 128, 1024, 64),
+        ("half", 129, 1024, 0),  # 192 blocks
+        ("half", 512, 256, 64),
+        ("half", 1, 1152, 16),
+        ("half", 1, 1680, 0),  # weights of 16 units and pieces: 271 KiB
+        ("half", 1, 1150, 0),  # no multiple of 16
+        ("float", 64, 1024, 64),
+        ("float", 65, 1024, 0),
+        ("float", 128, 256, 32),
+        ("float", 1, 1152, 0),  # 144 blocks
+    ],
+)
+def test_a_sequence_is_one_launch_where_its_blocks_run_at_the_same_time(
+    scalar, dtype, n_rows, h_size, rows_of_block
+):
+    function = getattr(scalar, f"test_rows_of_block_{dtype}")
+    assert function(*int64(132, 227 * 1024, 70, n_rows, h_size)) == rows_of_block
+    # arrivals are counted in 32 bits
+    assert function(*int64(132, 227 * 1024, 2**31, n_rows, h_size)) == 0
+
+
 # One thread's arithmetic
 
 

@@ -45,21 +45,25 @@ G2LSTM_DEVICE void write_gates(
   write(a + gate_offset(row, 3, unit, h_size), gates.o);
 }
 
+// What the noise adds to the pre-activations of the input and the forget gate.
+template <class T>
+G2LSTM_DEVICE Gates<State<T>> noise_at(const CellStep<T>& step, std::int64_t row, std::int64_t unit) {
+  Gates<State<T>> noise{0, 0, 0, 0};
+  const NoiseSpec& spec = step.noise;
+  if (spec.threshold > 0) {
+    const auto u = words_at(spec, step.rows, row, unit, spec.share_uniform ? 0 : step.t);
+    const bool own_mask = spec.share_mask && !spec.share_uniform && step.t != 0;
+    add_noise<ScalarMath<State<T>>>(noise, u, own_mask ? words_at(spec, step.rows, row, unit, 0) : u, spec.threshold);
+  }
+  return noise;
+}
+
 // Gates of noise-free pre-activations: the same in the forward and the backward pass.
 template <class T>
-G2LSTM_DEVICE Gates<State<T>> gates_at(
-    const CellStep<T>& step, Gates<State<T>> a, std::int64_t row, std::int64_t unit) {
-  using Math = ScalarMath<State<T>>;
-  const NoiseSpec& noise = step.noise;
-  if (noise.threshold > 0) {
-    const auto u = words_at(noise, step.rows, row, unit, noise.share_uniform ? 0 : step.t);
-    if (noise.share_mask && !noise.share_uniform && step.t != 0) {
-      add_noise<Math>(a, u, words_at(noise, step.rows, row, unit, 0), noise.threshold);
-    } else {
-      add_noise<Math>(a, u, u, noise.threshold);
-    }
-  }
-  return activate<Math>(a, step.gates);
+G2LSTM_DEVICE Gates<State<T>> gates_of(const CellStep<T>& step, Gates<State<T>> a, const Gates<State<T>>& noise) {
+  a.i += noise.i;
+  a.f += noise.f;
+  return activate<ScalarMath<State<T>>>(a, step.gates);
 }
 
 template <class S>
@@ -68,19 +72,25 @@ G2LSTM_DEVICE S argument(S a, const GateSpec<S>& spec) {
   return a >= 0 ? static_cast<S>(HUGE_VAL) : -static_cast<S>(HUGE_VAL);
 }
 
+// Noise-free arguments of the sigmoids of i and f, 0 where a row is not active.
+template <class T>
+G2LSTM_DEVICE void write_arguments(
+    State<T>* z, std::int64_t row, std::int64_t unit, const CellStep<T>& step, bool active,
+    const Gates<State<T>>& a) {
+  z[argument_offset(row, 0, unit, step.h_size)] = active ? argument(a.i, step.gates) : 0;
+  z[argument_offset(row, 1, unit, step.h_size)] = active ? argument(a.f, step.gates) : 0;
+}
+
 template <class T>
 G2LSTM_DEVICE void forward_unit(const ForwardStep<T>& step, std::int64_t row, std::int64_t unit) {
   using S = State<T>;
   const std::int64_t at = offset(row, unit, step.h_size);
   const bool active = is_active(step, row);
-  S z_i = 0, z_f = 0;
+  Gates<S> a{};
+  if (active) a = read_gates(step.a, row, unit, step.h_size);
+  if (step.z != nullptr) write_arguments(step.z, row, unit, step, active, a);
   g2lstm::State<S> next{0, step.c[at]};
-  if (active) {
-    const Gates<S> a = read_gates(step.a, row, unit, step.h_size);
-    z_i = argument(a.i, step.gates);
-    z_f = argument(a.f, step.gates);
-    next = next_state<ScalarMath<S>>(gates_at(step, a, row, unit), next.c);
-  }
+  if (active) next = next_state<ScalarMath<S>>(gates_of(step, a, noise_at(step, row, unit)), next.c);
   step.c_next[at] = next.c;
   write(step.h_next + at, next.h);
   if (active && step.h_state.data != nullptr) {
@@ -90,10 +100,6 @@ G2LSTM_DEVICE void forward_unit(const ForwardStep<T>& step, std::int64_t row, st
     // dropout applies to h' as it is kept in memory
     const S h = read(step.h_next + at);
     write(step.above.data + offset(row, unit, step.above.stride), h * factor(step.dropout, at));
-  }
-  if (step.z != nullptr) {
-    step.z[argument_offset(row, 0, unit, step.h_size)] = z_i;
-    step.z[argument_offset(row, 1, unit, step.h_size)] = z_f;
   }
 }
 
@@ -114,7 +120,8 @@ G2LSTM_DEVICE void backward_unit(const BackwardStep<T>& step, std::int64_t row, 
   if (step.grad_above.data != nullptr) {
     grad.h += read(step.grad_above.data + offset(row, unit, step.grad_above.stride)) * factor(step.dropout, at);
   }
-  const Gates<S> gates = gates_at(step, read_gates(step.a, row, unit, step.h_size), row, unit);
+  const Gates<S> gates =
+      gates_of(step, read_gates(step.a, row, unit, step.h_size), noise_at(step, row, unit));
   const StepGradient<S> out = step_gradient<ScalarMath<S>>(gates, step.c[at], step.c_next[at], grad, step.gates);
   write_gates(step.grad_a, row, unit, step.h_size, out.a);
   step.grad_c[at] = out.c;

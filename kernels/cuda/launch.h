@@ -66,6 +66,35 @@ struct BackwardStep : CellStep<T> {
   T* grad_a = nullptr;               // (B, 4H), 0 in rows that are not active
 };
 
+// A layer's whole sequence, computed from its first step to its last or, where `reverse`, the other way.
+// A step's pointers in `cell` are those of time 0, its `c` is c_0 and its `t` not read.
+template <class T>
+struct Sequence {
+  CellStep<T> cell;
+  const T* w_hh = nullptr;  // (4H, H)
+  std::int64_t n_steps = 0;
+  bool reverse = false;
+  unsigned* arrived = nullptr;  // (B,) zeros
+};
+
+template <class T>
+struct ForwardSequence : Sequence<T> {
+  const T* h_0 = nullptr;     // (B, H)
+  T* a = nullptr;             // cell.a, (T, B, 4H): the inputs' part on entry, all of it on return
+  T* outputs = nullptr;       // (T, B, H)
+  State<T>* cells = nullptr;  // (T, B, H)
+  State<T>* z = nullptr;      // (T, B, 2H) or null
+};
+
+template <class T>
+struct BackwardSequence : Sequence<T> {
+  const State<T>* cells = nullptr;  // (T, B, H)
+  const T* grad_outputs = nullptr;  // (T, B, H) or null
+  T* grad_h = nullptr;              // (B, H) of h_n on entry, of h_0 on return
+  State<T>* grad_c = nullptr;       // (B, H) of c_n on entry, of c_0 on return
+  T* grad_a = nullptr;              // (T, B, 4H)
+};
+
 // Attention of h over S keys, and the output tanh(pre + sum over s of weights values), times dropout.
 template <class T>
 struct AttentionForward {
@@ -123,5 +152,14 @@ void launch(const AttentionForward<T>& step, StreamHandle stream);
 template <class T>
 void launch(const AttentionBackward<T>& step, StreamHandle stream);
 void launch(const RandomWords& words, StreamHandle stream);
+
+// A sequence in one launch, for T float, Half or BFloat16 and pointers at multiples of 16 bytes, where it fits the
+// current device.
+template <class T>
+bool fits_one_launch(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size);
+template <class T>
+void launch(const ForwardSequence<T>& sequence, StreamHandle stream);
+template <class T>
+void launch(const BackwardSequence<T>& sequence, StreamHandle stream);
 
 }  // namespace g2lstm::cuda

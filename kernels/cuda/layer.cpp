@@ -1,4 +1,8 @@
-// The layer on CUDA: one product for all inputs, then a recurrent product and the step's kernel at each step.
+// The layer on CUDA: one product for all inputs, then either a recurrent product and the step's kernel at each step, or
+// all steps in one launch of the sequence's kernel.
+#include <cstdlib>
+#include <cstring>
+
 #include "operators.h"
 
 namespace g2lstm::cuda {
@@ -23,22 +27,93 @@ struct LayerRun {
   // The time of the i-th step to be computed.
   std::int64_t time(std::int64_t i) const { return reverse ? size.steps - 1 - i : i; }
 
+  // What a step reads, wherever it stands in time.
   template <class T>
-  void fill(CellStep<T>& step, std::int64_t i, const Tensor& a, const Tensor& c_0, const Tensor& cells) const {
+  void fill(CellStep<T>& step) const {
     source.fill(step);
-    step.t = time(i);
-    step.a = data_at<T>(a, step.t);
-    step.c = i > 0 ? data_at<State<T>>(cells, time(i - 1)) : data<State<T>>(c_0);
     step.n_rows = size.rows;
     step.h_size = size.units;
     step.lengths = data_or_null<std::int64_t>(lengths);
   }
+
+  template <class T>
+  void fill(CellStep<T>& step, std::int64_t i, const Tensor& a, const Tensor& c_0, const Tensor& cells) const {
+    fill(step);
+    step.t = time(i);
+    step.a = data_at<T>(a, step.t);
+    step.c = i > 0 ? data_at<State<T>>(cells, time(i - 1)) : data<State<T>>(c_0);
+  }
+
+  template <class T>
+  void fill(
+      Sequence<T>& sequence, const Tensor& a, const Tensor& c_0, const Tensor& w_hh, const Tensor& arrived) const {
+    fill(sequence.cell);
+    sequence.cell.a = data<T>(a);
+    sequence.cell.c = data<State<T>>(c_0);
+    sequence.w_hh = data<T>(w_hh);
+    sequence.n_steps = size.steps;
+    sequence.reverse = reverse;
+    sequence.arrived = static_cast<unsigned*>(arrived.mutable_data_ptr());
+  }
 };
 
-// a: the inputs' part of the pre-activations, to which each step adds its own. Returns h_n.
-//
-// Right for every size. A kernel that keeps w_hh on the chip over the whole sequence would stand beside it, and `layer`
-// would choose between them by size.
+// Whether all steps are one launch. G2LSTM_CUDA_LAYER in the environment asks for it, `persistent`, where that fits the
+// device, or for a launch for every step, `steps`. Which of the two is faster at which size is not known before they
+// have been measured: `auto`, the default, is `steps`.
+template <class T>
+bool is_one_launch(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
+  const char* const given = std::getenv("G2LSTM_CUDA_LAYER");
+  const auto is = [&](const char* name) { return std::strcmp(given, name) == 0; };
+  if (given == nullptr || is("") || is("auto") || is("steps")) return false;
+  TORCH_CHECK_VALUE(is("persistent"), "G2LSTM_CUDA_LAYER must be auto, steps or persistent, got ", given);
+  return fits_one_launch<T>(n_steps, n_rows, h_size);
+}
+
+// Which of the two would run on the current device.
+std::string cuda_layer(at::ScalarType dtype, std::int64_t n_steps, std::int64_t n_rows, std::int64_t hidden_size) {
+  bool one_launch = false;
+  for_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (!std::is_same_v<T, double>) one_launch = is_one_launch<T>(n_steps, n_rows, hidden_size);
+  });
+  return one_launch ? "persistent" : "steps";
+}
+
+// Contiguous, from a multiple of 16 bytes on.
+Tensor aligned(const Tensor& given) {
+  const Tensor tensor = given.contiguous();
+  return reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % 16 == 0 ? tensor : tensor.clone();
+}
+
+// Counters of arrivals, one for each batch row at the most.
+Tensor no_arrivals(const LayerRun& run, const Tensor& like) {
+  return at::zeros({run.size.rows}, like.options().dtype(at::kInt));
+}
+
+// The h after each row's last step.
+Tensor last_hidden(const LayerRun& run, const Tensor& outputs) {
+  if (run.reverse || !run.lengths.has_value()) return outputs[run.time(run.size.steps - 1)].clone();
+  return outputs.index({*run.lengths - 1, at::arange(run.size.rows, run.lengths->options())});
+}
+
+// As step_by_step, below.
+template <class T>
+Tensor in_one_launch(
+    const LayerRun& run, const Tensor& h_0_given, const Tensor& c_0, const Tensor& w_hh_given, const Tensor& a,
+    const Tensor& outputs, const Tensor& cells, const Tensor& z, StreamHandle stream) {
+  const Tensor h_0 = aligned(h_0_given), w_hh = aligned(w_hh_given), arrived = no_arrivals(run, a);
+  ForwardSequence<T> sequence;
+  run.fill(sequence, a, c_0, w_hh, arrived);
+  sequence.h_0 = data<T>(h_0);
+  sequence.a = mutable_data<T>(a);
+  sequence.outputs = mutable_data<T>(outputs);
+  sequence.cells = mutable_data<State<T>>(cells);
+  if (z.numel() > 0) sequence.z = mutable_data<State<T>>(z);
+  launch(sequence, stream);
+  return last_hidden(run, outputs);
+}
+
+// a: the inputs' part of the pre-activations, to which each step adds its own. Returns h_n. Right for every size.
 template <class T>
 Tensor step_by_step(
     const LayerRun& run, const Tensor& h_0, const Tensor& c_0, const Tensor& w_hh, const Tensor& a,
@@ -88,7 +163,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   const Tensor z = at::empty({need_gates ? size.steps : 0, size.rows, 2 * size.units}, c_0.options());
   Tensor h_n;
   for_type(dtype, [&](auto type) {
-    h_n = step_by_step<decltype(type)>(run, h_0, c_0, w_hh, a, outputs, cells, z, context.stream);
+    using T = decltype(type);
+    if constexpr (!std::is_same_v<T, double>) {
+      if (is_one_launch<T>(size.steps, size.rows, size.units)) {
+        h_n = in_one_launch<T>(run, h_0, c_0, w_hh, a, outputs, cells, z, context.stream);
+        return;
+      }
+    }
+    h_n = step_by_step<T>(run, h_0, c_0, w_hh, a, outputs, cells, z, context.stream);
   });
   const Tensor c_n = cells[run.time(size.steps - 1)].to(dtype, /*non_blocking=*/false, /*copy=*/true);
   return {outputs, h_n, c_n, z, a, cells};
@@ -117,6 +199,23 @@ void back_step_by_step(
       at::mm_out(grad_h, grad, w_hh);
     }
   }
+}
+
+// As back_step_by_step.
+template <class T>
+void back_in_one_launch(
+    const LayerRun& run, const OptionalTensor& grad_outputs, const Tensor& grad_h, const Tensor& grad_c,
+    const Tensor& c_0, const Tensor& w_hh_given, const Tensor& a, const Tensor& cells, const Tensor& grad_a,
+    StreamHandle stream) {
+  const Tensor w_hh = aligned(w_hh_given), arrived = no_arrivals(run, a);
+  BackwardSequence<T> sequence;
+  run.fill(sequence, a, c_0, w_hh, arrived);
+  sequence.cells = data<State<T>>(cells);
+  sequence.grad_outputs = data_or_null<T>(grad_outputs);
+  sequence.grad_h = mutable_data<T>(grad_h);
+  sequence.grad_c = mutable_data<State<T>>(grad_c);
+  sequence.grad_a = mutable_data<T>(grad_a);
+  launch(sequence, stream);
 }
 
 // In the backward direction the outputs one step later are what a step got, and 0 where it got h_0.
@@ -158,8 +257,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
   if (grad_outputs.has_value()) grad_out = grad_outputs->to(x.options()).contiguous();
   const Tensor grad_a = at::empty(a.sizes(), x.options());
   for_type(x.scalar_type(), [&](auto type) {
-    back_step_by_step<decltype(type)>(
-        run, grad_out, grad_h, grad_c, c_0, w_hh, a, cells, grad_a, context.stream);
+    using T = decltype(type);
+    if constexpr (!std::is_same_v<T, double>) {
+      if (is_one_launch<T>(size.steps, size.rows, size.units)) {
+        back_in_one_launch<T>(run, grad_out, grad_h, grad_c, c_0, w_hh, a, cells, grad_a, context.stream);
+        return;
+      }
+    }
+    back_step_by_step<T>(run, grad_out, grad_h, grad_c, c_0, w_hh, a, cells, grad_a, context.stream);
   });
   const Tensor grad_flat = flat(grad_a);
   const Tensor grad_x =
@@ -170,6 +275,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
 }
 
 }  // namespace
+
+void define_layer(torch::Library& library) {
+  library.def("cuda_layer(ScalarType dtype, int n_steps, int n_rows, int hidden_size) -> str", cuda_layer);
+}
 
 void implement_layer(torch::Library& library) {
   library.impl("layer", layer);

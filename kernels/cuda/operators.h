@@ -15,6 +15,7 @@ using at::Tensor;
 // The current stream of a device.
 StreamHandle current_stream(const at::Device& device);
 
+void define_layer(torch::Library& library);  // what it can be asked, whatever tensors there are
 void implement_step(torch::Library& library);
 void implement_layer(torch::Library& library);
 void implement_decoder(torch::Library& library);

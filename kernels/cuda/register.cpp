@@ -16,6 +16,8 @@ StreamHandle current_stream(const at::Device& device) {
 
 }  // namespace g2lstm::cuda
 
+TORCH_LIBRARY_FRAGMENT(g2lstm, m) { g2lstm::cuda::define_layer(m); }
+
 TORCH_LIBRARY_IMPL(g2lstm, CUDA, m) {
   g2lstm::cuda::implement_step(m);
   g2lstm::cuda::implement_layer(m);

@@ -1,0 +1,95 @@
+// How a sequence that runs in one launch is cut into blocks, and whether a device has room for them.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "../common/philox.h"
+
+namespace g2lstm::cuda {
+
+template <class T>
+constexpr int kVector = 16 / static_cast<int>(sizeof(T));  // numbers in 16 bytes
+
+// Units of a block: the most for which the weights of 1024 units fit into shared memory on sm_90.
+template <class T>
+constexpr int kUnits = sizeof(T) == 2 ? 16 : 8;
+
+// Rows of a block, in powers of two. Tensor cores take 16 at a time; plain float32 is slower with as few.
+template <class T>
+constexpr int kLeastRows = sizeof(T) == 2 ? 16 : 32;
+constexpr int kMostRows = 64;
+
+constexpr int kStages = 4;                   // pieces of the left side on their way, or in use
+constexpr std::int64_t kStageBytes = 16384;  // of each, without padding
+constexpr int kUnitMultiple = 16;            // a layer's units are a multiple of it
+
+// Columns of a piece of the left side.
+template <class T>
+constexpr int stage_depth(int n_rows) {
+  return static_cast<int>(kStageBytes / sizeof(T)) / n_rows;
+}
+
+// Rows of shared memory are 16 bytes longer than what they hold, so that their beginnings stand in different banks.
+template <class T>
+G2LSTM_HOST_DEVICE constexpr std::int64_t padded(std::int64_t size) {
+  return size + kVector<T>;
+}
+
+// Shared memory of a block: its weights (n_columns, depth), then the pieces of the left side, whose place the sums
+// take.
+template <class T>
+constexpr std::int64_t weight_bytes(std::int64_t n_columns, std::int64_t depth) {
+  return n_columns * padded<T>(depth) * static_cast<std::int64_t>(sizeof(T));
+}
+template <class T>
+constexpr std::int64_t stage_bytes(int n_rows) {
+  return n_rows * padded<T>(stage_depth<T>(n_rows)) * static_cast<std::int64_t>(sizeof(T));
+}
+template <class T>
+constexpr std::int64_t shared_bytes(std::int64_t n_columns, std::int64_t depth, int n_rows) {
+  return weight_bytes<T>(n_columns, depth) + kStages * stage_bytes<T>(n_rows);
+}
+
+// How a sequence is cut into blocks; n_rows, of each block, is 0 where they would not all run at the same time.
+struct SequencePlan {
+  int n_rows = 0;
+  std::int64_t blocks_x = 0, blocks_y = 0;
+  std::int64_t forward_bytes = 0, backward_bytes = 0;  // of shared memory
+};
+
+// What a device can do: blocks at the same time, of one a multiprocessor, and bytes of shared memory of each.
+struct DeviceLimits {
+  std::int64_t blocks = 0, shared_bytes = 0;
+};
+
+// The fewest rows a block, and so the least that a block has to read at a step.
+template <class T>
+SequencePlan plan_sequence(
+    const DeviceLimits& device, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
+  if (h_size % kUnitMultiple != 0) return {};
+  for (int rows = kLeastRows<T>; rows <= kMostRows; rows *= 2) {
+    SequencePlan plan;
+    plan.n_rows = rows;
+    plan.blocks_x = h_size / kUnits<T>;
+    plan.blocks_y = (n_rows + rows - 1) / rows;
+    plan.forward_bytes = shared_bytes<T>(4 * kUnits<T>, h_size, rows);
+    plan.backward_bytes = shared_bytes<T>(kUnits<T>, 4 * h_size, rows);
+    const bool fits = plan.blocks_x * plan.blocks_y <= device.blocks && plan.forward_bytes <= device.shared_bytes &&
+                      plan.backward_bytes <= device.shared_bytes;
+    if (fits && n_steps * plan.blocks_x < (std::int64_t{1} << 31)) return plan;  // arrivals are counted in 32 bits
+  }
+  return {};
+}
+
+// Calls function(a constant equal to n_rows), which is a plan's.
+template <class T, int kRows = kLeastRows<T>, class Function>
+void with_rows(int n_rows, const Function& function) {
+  if (n_rows == kRows) {
+    function(std::integral_constant<int, kRows>());
+  } else if constexpr (kRows < kMostRows) {
+    with_rows<T, 2 * kRows>(n_rows, function);
+  }
+}
+
+}  // namespace g2lstm::cuda
