@@ -60,7 +60,19 @@ def cuda_obstacle() -> str | None:
             f"{start} and {nvcc} is of CUDA {release[1]}.{release[2]}; install the CUDA {wanted} toolkit and set "
             f"CUDA_HOME to where it is, or install a torch built for CUDA {release[1]}"
         )
+    # CUDA_HOME is guessed from where nvcc is found, which may be a link or a script in another folder.
+    if not any(Path(folder, "libcudart.so").exists() for folder in linked_folders()):
+        return (
+            f"{start} and {cpp_extension.CUDA_HOME} holds no libcudart.so to link with; set CUDA_HOME to the folder of "
+            f"the CUDA {wanted} toolkit"
+        )
     return None
+
+
+def linked_folders() -> list[str]:
+    """Where the linker will look for CUDA's libraries."""
+    given = os.environ.get("LIBRARY_PATH", "").split(os.pathsep)
+    return [*cpp_extension.library_paths("cuda"), *filter(None, given), "/usr/lib/x86_64-linux-gnu", "/usr/lib64"]
 
 
 def sources(cuda: bool) -> list[str]:

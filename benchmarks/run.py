@@ -5,6 +5,7 @@
     python -m benchmarks.run language-model [--data DATA_BIN] [--units …] [--blocks ROWSxTOKENS …] [--rounds N]
     python -m benchmarks.run packed --data DATA_BIN --checkpoint G2LSTM.pt [--packings …] [--rows …] [--rounds N]
     python -m benchmarks.run gate-log [--data DATA_BIN] [--repeats N]
+    python -m benchmarks.run product [--rounds N]
 
 All print a Markdown table and write it as results.md, with results.json, into --out. --smoke runs tiny sizes, to see
 that everything works.
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import end_to_end, gate_log, language_model, layer, packed, peers
+from benchmarks import end_to_end, gate_log, language_model, layer, packed, peers, product
 from benchmarks.bars import LAYER_SHAPES, Shape
 from benchmarks.language_model import Blocks
 from benchmarks.machine import ROOT, cores
@@ -26,6 +27,7 @@ from benchmarks.tables import (
     language_model_markdown,
     layer_markdown,
     packed_markdown,
+    product_markdown,
 )
 from examples.common.errors import UserError, run_main
 
@@ -60,7 +62,9 @@ NUMBERS = {
         "warmup": (20, 2, "updates at its beginning that are not counted"),
         "max-tokens": (4000, 400, "in a batch"),
     },
+    "product": {"rounds": (9, 2, "turns of each operator")},
 }
+CPU_MODES = ("packed", "product")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -115,6 +119,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     log.add_argument("--data", type=_path, metavar="DATA_BIN",
                      help="default: the quickstart's corpus, made if need be")  # fmt: skip
 
+    modes.add_parser("product", help="products of matrices, on the CPU")
+
     for mode in (whole, text, log):
         mode.add_argument("--precisions", nargs="+", choices=PRECISIONS["cuda"],
                           help="of training (default: float32; on CUDA both)")  # fmt: skip
@@ -123,8 +129,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, mode in modes.choices.items():
         for number, (default, _, what) in NUMBERS[name].items():
             mode.add_argument(f"--{number}", type=_positive, metavar="N", help=f"{what} (default: {default})")
-        devices = ("cpu",) if name == "packed" else ("cpu", "cuda")
-        mode.add_argument("--device", choices=devices, default="cpu" if name == "packed" else None,
+        devices = ("cpu",) if name in CPU_MODES else ("cpu", "cuda")
+        mode.add_argument("--device", choices=devices, default="cpu" if name in CPU_MODES else None,
                           help="default: cuda where there is one")  # fmt: skip
         mode.add_argument("--threads", type=_positive, default=cores(), metavar="N", help="default: %(default)s")
         mode.add_argument("--out", type=_path, metavar="DIR", help="default: benchmarks/results/MODE-cpu or -gpu")
@@ -245,6 +251,18 @@ def run_gate_log(options: argparse.Namespace) -> str:
     return gate_log_markdown(gate_log.run(settings))
 
 
+def run_product(options: argparse.Namespace) -> str:
+    """Multiplies; returns the table."""
+    settings = product.Settings(
+        threads=options.threads,
+        sizes=product.SMOKE_SIZES if options.smoke else product.SIZES,
+        rounds=options.rounds,
+        min_seconds=0.001 if options.smoke else 0.2,
+        out=options.out,
+    )
+    return product_markdown(product.run(settings))
+
+
 def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": options.device,
@@ -268,6 +286,7 @@ def main(arguments: list[str] | None = None) -> None:
         "language-model": run_language_model,
         "packed": run_packed,
         "gate-log": run_gate_log,
+        "product": run_product,
     }
     table = runs[options.mode](options)
     print("", table, f"results.json and results.md written to {options.out}", sep="\n")

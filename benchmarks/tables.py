@@ -1,5 +1,6 @@
 """The results as Markdown, from what stands in results.json."""
 
+import math
 from typing import Any
 
 from benchmarks.machine import sentence
@@ -170,6 +171,29 @@ def gate_log_markdown(result: Result) -> str:
         f"above the other. The arms saw {_same(same)} batches, by their target tokens.",
         "",
         _data_and_recipe(settings),
+        "",
+        sentence(result),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def product_markdown(result: Result) -> str:
+    """A table of speeds and errors, and what is needed to repeat them."""
+    settings = result["settings"]
+    names = {"g2lstm": "`g2lstm::matmul`", "torch": "torch"}
+    titles = ["rows × depth × columns", *(f"{title}, GFLOP/s" for title in names.values()), "ratio of times"]
+    lines = _head([*titles, *(f"{title}, error" for title in names.values())], texts=1)
+    for row in result["rows"]:
+        operations = 2 * math.prod(row["sizes"].values())
+        cells = [" × ".join(f"{size:,}" for size in row["sizes"].values())]
+        cells += [f"{_three(operations / row['times'][name]['median_s'] / 1e9)}" for name in names]
+        cells.append(f"{row['ratio']:.2f} ({row['iqr_by_round']:.2f})")
+        lines.append(_line([*cells, *(f"{row['errors'][name]:.1e}" for name in names)]))
+    lines += [
+        "",
+        f"float32 in torch's precision `{settings['precision']}`, normal numbers; medians of {settings['rounds']} "
+        "rounds in turns (distance between the quartiles over the rounds). The error is the root mean square of the "
+        "differences from the product in float64, relative.",
         "",
         sentence(result),
     ]

@@ -164,10 +164,11 @@ struct HostBlock {
 };
 
 // A tile, each lane's part of it in `sums` and the others' not touched.
-template <class T>
+template <class T, int kDown, int kAcross>
 struct HostTile {
   static constexpr bool kHalf = sizeof(T) == 2;
-  static constexpr int kRows = kHalf ? 16 : 32, kColumns = kHalf ? 16 : 8, kDepth = kHalf ? 16 : 4;
+  static constexpr int kRows = (kHalf ? 16 : 32) * kDown, kColumns = (kHalf ? 16 : 8) * kAcross;
+  static constexpr int kDepth = kHalf ? 16 : 4;
   float sums[kRows * kColumns];
 
   void clear(const HostBlock&) { std::fill(std::begin(sums), std::end(sums), 0.0f); }
@@ -189,11 +190,11 @@ struct HostTile {
   }
 };
 
-// One block of a grid whose blocks all run at the same time. A copy arrives when it is waited for, and no sooner.
+// One block of a grid whose blocks all run at the same time. A copy is done at once, or only when it is waited for.
 struct HostGrid : HostBlock {
   static constexpr int kThreads = cuda::kThreads, kWarps = kThreads / kLanes;
-  template <class T>
-  using Tile = HostTile<T>;
+  template <class T, int kDown, int kAcross>
+  using Tile = HostTile<T, kDown, kAcross>;
   struct Copy {
     void* to;
     const void* from;
@@ -201,6 +202,7 @@ struct HostGrid : HostBlock {
 
   std::int64_t x, y, n_x;
   mutable std::deque<std::vector<Copy>> copies = std::deque<std::vector<Copy>>(1);
+  mutable std::minstd_rand random{static_cast<unsigned>(1 + thread() + 8 * (x + n_x * y))};
 
   std::int64_t place_x() const { return x; }
   std::int64_t place_y() const { return y; }
@@ -209,7 +211,11 @@ struct HostGrid : HostBlock {
   void copy(T* to, const T* from) const {
     TORCH_INTERNAL_ASSERT(reinterpret_cast<std::uintptr_t>(to) % 16 == 0);
     TORCH_INTERNAL_ASSERT(reinterpret_cast<std::uintptr_t>(from) % 16 == 0);
-    copies.back().push_back({to, from});
+    if (random() % 2 == 0) {
+      std::memcpy(to, from, 16);
+    } else {
+      copies.back().push_back({to, from});
+    }
   }
   void commit() const { copies.emplace_back(); }
   template <int kPending>

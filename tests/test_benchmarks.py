@@ -10,7 +10,7 @@ import torch
 from conftest import run_module
 from tiny_runs import training_config
 
-from benchmarks import comparison, end_to_end, fairseq_runs, gate_log, language_model, peers, run
+from benchmarks import comparison, end_to_end, fairseq_runs, gate_log, language_model, peers, product, run
 from benchmarks.bars import CPU_SHAPES, CUDA_SHAPES, END_TO_END_BARS, LANGUAGE_MODEL_BARS, Shape, layer_bar
 from benchmarks.tables import gate_log_markdown, language_model_markdown, layer_markdown
 from benchmarks.timing import Spread, in_turns, ratio, time_interleaved
@@ -117,6 +117,17 @@ def test_spreads_have_median_and_quartiles():
 def test_each_round_begins_with_another_one():
     assert "".join(in_turns("abc", 4)) == "abcbcacababc"
     assert list(in_turns([], 2)) == []
+
+
+@pytest.mark.skipif(ops.kernels_error() is not None, reason=f"no compiled operators: {ops.kernels_error()}")
+def test_the_product_benchmark_writes_speeds_and_errors(tmp_path):
+    run.main(["product", "--smoke", "--threads", "1", "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "results.json").read_text())
+    (row,) = result["rows"]
+    assert result["complete"] and row["sizes"] == {"rows": 3, "depth": 4, "columns": 5}
+    # float32's eps is 1.2e-7
+    assert all(0 < row["errors"][name] < 1e-6 and row["times"][name]["median_s"] > 0 for name in product.PRODUCTS)
+    assert "| 3 × 4 × 5 |" in (tmp_path / "results.md").read_text()
 
 
 def test_workloads_take_turns():

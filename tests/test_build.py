@@ -127,18 +127,22 @@ def test_required_kernels_that_cannot_be_built_fail_the_install(tree, no_torch, 
 
 
 @pytest.mark.parametrize(
-    ("built_for", "nvcc_says", "expected"),
+    ("built_for", "nvcc_says", "library", "expected"),
     [
-        (None, "release 13.0, V13.0.88", "a build without CUDA"),
-        ("12.4", None, "nvcc was not found; install the CUDA 12 toolkit"),
-        ("12.4", "release 13.0, V13.0.88", "is of CUDA 13.0; install the CUDA 12 toolkit"),
-        ("12.4", "no such thing", "does not tell its release"),
-        ("13.0", "release 13.2, V13.2.1", None),
+        (None, "release 13.0, V13.0.88", True, "a build without CUDA"),
+        ("12.4", None, True, "nvcc was not found; install the CUDA 12 toolkit"),
+        ("12.4", "release 13.0, V13.0.88", True, "is of CUDA 13.0; install the CUDA 12 toolkit"),
+        ("12.4", "no such thing", True, "does not tell its release"),
+        ("13.0", "release 13.2, V13.2.1", False, "no libcudart.so to link with; set CUDA_HOME"),
+        ("13.0", "release 13.2, V13.2.1", True, None),
     ],
 )
 def test_cuda_kernels_are_built_where_torch_and_nvcc_are_of_one_release(
-    setup, tmp_path, monkeypatch, built_for, nvcc_says, expected
+    setup, tmp_path, monkeypatch, built_for, nvcc_says, library, expected
 ):
+    (tmp_path / "lib64").mkdir()
+    if library:
+        (tmp_path / "lib64" / "libcudart.so").touch()
     if nvcc_says is not None:
         nvcc = tmp_path / "bin" / "nvcc"
         nvcc.parent.mkdir()

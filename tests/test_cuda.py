@@ -156,8 +156,11 @@ def persistent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LAYER_VARIABLE, "persistent")
 
 
-def layer_kernel(case: LayerCase) -> str:
-    return torch.ops.g2lstm.cuda_layer(case.dtype, case.n_steps, case.n_rows, case.h_size)
+def assert_is_persistent(case: LayerCase) -> None:
+    found = torch.ops.g2lstm.cuda_layer(case.dtype, case.n_steps, case.n_rows, case.h_size)
+    if found != "persistent" and not ON_HOST:
+        pytest.skip("the sequence does not fit this GPU in one launch")
+    assert found == "persistent"
 
 
 PERSISTENT_DTYPES = [F32, F16, BF16]
@@ -167,7 +170,7 @@ PERSISTENT_DTYPES = [F32, F16, BF16]
 @pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
 def test_persistent_layer_equals_the_reference_in_every_mode(mode, dtype, persistent):
     case = LayerCase(h_size=32, rows=True, lengths="ragged", mode=MODES[mode], dtype=dtype)
-    assert layer_kernel(case) == "persistent"
+    assert_is_persistent(case)
     assert_equals_reference(case)
 
 
@@ -176,7 +179,7 @@ def test_persistent_layer_equals_the_reference_in_every_mode(mode, dtype, persis
 @pytest.mark.parametrize("lengths", ["none", "ragged", "ones", "full"])
 def test_persistent_layer_equals_the_reference_at_every_length(lengths, reverse, dtype, persistent):
     case = LayerCase(n_steps=6, h_size=16, lengths=lengths, reverse=reverse, dtype=dtype, mode=MODES["gumbel, mask"])
-    assert layer_kernel(case) == "persistent"
+    assert_is_persistent(case)
     assert_equals_reference(case)
 
 
@@ -192,7 +195,7 @@ def test_persistent_layer_equals_the_reference_at_every_length(lengths, reverse,
 )  # fmt: skip
 def test_persistent_layer_equals_the_reference_at_every_size(size, dtype, persistent):
     case = LayerCase(*size, lengths="ragged" if size[0] > 1 else "none", dtype=dtype, bias=size[0] > 1)
-    assert layer_kernel(case) == "persistent"
+    assert_is_persistent(case)
     assert_equals_reference(case)
 
 
@@ -200,14 +203,44 @@ def test_persistent_layer_equals_the_reference_at_every_size(size, dtype, persis
 @pytest.mark.parametrize(("dtype", "h_size"), [(F32, 96), (F16, 192), (BF16, 192)])
 def test_persistent_layer_equals_the_reference_with_more_pieces_than_are_kept(dtype, h_size, persistent):
     case = LayerCase(3, 64, 2, h_size, dtype=dtype)
-    assert layer_kernel(case) == "persistent"
+    assert_is_persistent(case)
     assert_equals_reference(case)
 
 
 @pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
 def test_persistent_layer_is_bit_identical_from_run_to_run(dtype, persistent):
     case = LayerCase(n_rows=40, h_size=48, lengths="ragged", dtype=dtype)
+    assert_is_persistent(case)
     assert_identical(run_on_device(case), run_on_device(case))
+
+
+@pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("change", ["strided", "shifted"])
+def test_persistent_layer_takes_what_does_not_begin_at_16_bytes_or_has_gaps(change, dtype, persistent):
+    def changed(t: Tensor) -> Tensor:
+        if change == "strided":
+            return torch.stack((t, t), dim=-1)[..., 0]
+        return torch.cat((t.new_zeros(1), t.flatten()))[1:].view(t.shape)
+
+    case = LayerCase(h_size=32, dtype=dtype, reverse=True)
+    assert_is_persistent(case)
+    tensors = {name: changed(t.to(DEVICE)).requires_grad_() for name, t in case.tensors().items()}
+    found = run(case, lambda *args, **options: moved(case.operator(*args, **options), "cpu"), tensors)
+    assert_identical(found, run_on_device(case))
+
+
+@pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_persistent_layer_keeps_nan_to_its_row(value, dtype, persistent):
+    case = LayerCase(n_rows=20, h_size=32, dtype=dtype)
+    assert_is_persistent(case)
+    tensors = case.tensors()
+    tensors["x"][1, 3] = tensors["h_0"][5] = value
+    outputs = case.call(on_device(case.operator), tensors)["outputs"]
+    expected = case.call(on_device(case.operator), case.tensors())["outputs"]
+    clean = [row for row in range(case.n_rows) if row not in (3, 5)]
+    assert outputs[1:, 3].isnan().any() and outputs[0:, 5].isnan().any()
+    assert torch.equal(outputs[:, clean], expected[:, clean]) and torch.equal(outputs[0, 3], expected[0, 3])
 
 
 @pytest.mark.parametrize(
@@ -307,8 +340,10 @@ def test_source_rows_on_the_gpu_that_are_none_give_nan():
 
 
 @needs_gpu
-@pytest.mark.parametrize("case", [StepCase(), LayerCase(), DecoderCase()], ids=name_of)
-def test_operators_run_on_the_current_stream(case):
+@pytest.mark.parametrize("kernel", ["steps", "persistent"])
+@pytest.mark.parametrize("case", [StepCase(), LayerCase(h_size=32), DecoderCase()], ids=name_of)
+def test_operators_run_on_the_current_stream(case, kernel, monkeypatch):
+    monkeypatch.setenv(LAYER_VARIABLE, kernel)
     expected = run_on_device(case)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

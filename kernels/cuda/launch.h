@@ -74,7 +74,7 @@ struct Sequence {
   const T* w_hh = nullptr;  // (4H, H)
   std::int64_t n_steps = 0;
   bool reverse = false;
-  unsigned* arrived = nullptr;  // (B,) zeros
+  unsigned* arrived = nullptr;  // (B,) zeros, of which each group of rows that shares blocks uses one
 };
 
 template <class T>

@@ -6,14 +6,15 @@
 // of the same rows then wait for each other; those of other rows are none of their business.
 //
 // Grid is what a backend brings, a Block (attention.h) and beside it: kThreads and kWarps, constants; place_x() and
-// place_y(), the block's place in the grid, and blocks_x(); Tile<T>, below; copy(to, from), of 16 bytes into shared
+// place_y(), the block's place in the grid, and blocks_x(); Tile, below; copy(to, from), of 16 bytes into shared
 // memory, of what other blocks may have written during the launch; commit(), which closes a group of copies;
 // wait_copies<N>(), until all but the last N groups of this thread are there; arrive(counter), by which all that the
 // block has written can be read by blocks that wait(counter, n) for the n-th arrival.
 //
-// A tile is a sum of products that the threads of a warp hold between them: kRows x kColumns numbers, cleared, to
-// which multiply(left, left_stride, right, right_stride) adds kDepth products each: left (kRows, kDepth) times
-// right (kColumns, kDepth) transposed; store(out, stride) writes it.
+// A Tile<T, down, across> is a sum of products that the threads of a warp hold between them, of so many of the
+// smallest ones, Tile<T, 1, 1>: kRows x kColumns numbers, cleared, to which multiply(left, left_stride, right,
+// right_stride) adds kDepth products each: left (kRows, kDepth) times right (kColumns, kDepth) transposed;
+// store(out, stride) writes it.
 #pragma once
 
 #include "cells.h"
@@ -28,89 +29,114 @@
 
 namespace g2lstm::cuda {
 
-// A block's product: the left side's rows (kRows, depth), which stand in global memory, times its weights.
+// A block's product: the left side's rows (kRows, depth), which stand in global memory, times its weights. The left side
+// comes in pieces, kSlots of which are on their way or in use.
 template <class T, int kRows, int kColumns, class Grid>
 struct BlockProduct {
-  using Tile = typename Grid::template Tile<T>;
+  using Smallest = typename Grid::template Tile<T, 1, 1>;
+  static constexpr int kTwo = 2;  // a warp multiplies each piece of shared memory that it loads twice where it can
+  static constexpr int kDown = kRows / Smallest::kRows < kTwo ? kRows / Smallest::kRows : kTwo;
+  static constexpr int kAcross = kColumns / Smallest::kColumns < kTwo ? kColumns / Smallest::kColumns : kTwo;
+  using Tile = typename Grid::template Tile<T, kDown, kAcross>;
+
   static constexpr int kTilesDown = kRows / Tile::kRows;
   static constexpr int kTiles = kTilesDown * (kColumns / Tile::kColumns);
   static constexpr int kSplits = Grid::kWarps > kTiles ? Grid::kWarps / kTiles : 1;  // warps that share a tile's depth
-  static constexpr int kStep = Grid::kWarps / kSplits;                               // tiles in work at a time
-  static constexpr int kTilesOfWarp = (kTiles + kStep - 1) / kStep;
-  static constexpr int kDepth = stage_depth<T>(kRows);
-  static constexpr int kStageStride = static_cast<int>(padded<T>(kDepth));
+  static constexpr int kTilesAtOnce = Grid::kWarps / kSplits;
+  static constexpr int kTilesOfWarp = (kTiles + kTilesAtOnce - 1) / kTilesAtOnce;
+  static constexpr int kPieceDepth = piece_depth<T>(kRows);
+  static constexpr int kPieceStride = static_cast<int>(padded<T>(kPieceDepth));
+  static constexpr int kSumStride = kColumns + 8;  // rows begin in different banks
+  static constexpr int kVectors = kPieceDepth / kVector<T>;  // of a row of a piece
+  static constexpr int kCopies = kRows * kVectors / Grid::kThreads;  // of a thread, of each piece
   static_assert(kRows % Tile::kRows == 0 && kColumns % Tile::kColumns == 0, "whole tiles");
-  static_assert(kTilesOfWarp * kStep == kTiles, "every warp has as many");
-  static_assert(kSplits * kRows * kColumns * sizeof(float) <= kStages * stage_bytes<T>(kRows), "room for the sums");
+  static_assert(kTilesOfWarp * kTilesAtOnce == kTiles, "every warp has as many");
+  static_assert(kCopies * Grid::kThreads == kRows * kVectors, "every thread has as many");
+  static_assert(kSplits * kRows * kSumStride * sizeof(float) <= kSlots * piece_bytes<T>(kRows), "room for the sums");
+
+  // Where each of a thread's copies begins in the left side's first piece.
+  struct Left {
+    const T* from[kCopies];
+  };
 
   const Grid& grid;
   T* weights;
   std::int64_t depth;  // a multiple of kUnitMultiple
-  T* stages;
+  T* slots;
 
   G2LSTM_DEVICE BlockProduct(const Grid& grid, void* shared, std::int64_t depth)
       : grid(grid),
         weights(static_cast<T*>(shared)),
         depth(depth),
-        stages(weights + kColumns * padded<T>(depth)) {}
+        slots(weights + kColumns * padded<T>(depth)) {}
 
   G2LSTM_DEVICE T* weight(int column) const { return weights + column * padded<T>(depth); }
 
-  // The sum at (row, column), after `run`.
+  // row_at(row): where that row of the left side begins.
+  template <class Function>
+  G2LSTM_DEVICE Left left(const Function& row_at) const {
+    Left left;
+    G2LSTM_UNROLL
+    for (int i = 0; i < kCopies; ++i) left.from[i] = row_at(row_of(i)) + column_of(i);
+    return left;
+  }
+
+  // The sum at (row, column), after `multiply`.
   G2LSTM_DEVICE float sum(int row, int column) const {
     float value = 0;
-    for (int split = 0; split < kSplits; ++split) value += sums(split)[row * kColumns + column];
+    G2LSTM_UNROLL
+    for (int split = 0; split < kSplits; ++split) value += sums(split)[row * kSumStride + column];
     return value;
   }
 
-  // left(row): where row `row` of the left side begins.
-  template <class Left>
-  G2LSTM_DEVICE void run(const Left& left) const {
-    const int n_pieces = static_cast<int>((depth + kDepth - 1) / kDepth);
-    for (int piece = 0; piece < kStages - 1; ++piece) fetch(left, piece, n_pieces);
-    const int warp = grid.thread() / Grid::kLanes, split = warp / kStep;
+  G2LSTM_DEVICE void multiply(const Left& left) const {
+    const int n_pieces = static_cast<int>((depth + kPieceDepth - 1) / kPieceDepth);
+    for (int piece = 0; piece < kSlots - 1; ++piece) fetch(left, piece);
+    const int warp = grid.thread() / Grid::kLanes, split = warp / kTilesAtOnce;
     Tile tiles[kTilesOfWarp];
     G2LSTM_UNROLL
     for (int i = 0; i < kTilesOfWarp; ++i) tiles[i].clear(grid);
     for (int piece = 0; piece < n_pieces; ++piece) {
-      grid.template wait_copies<kStages - 2>();
-      grid.sync();  // the piece is there for all, and the one whose place the next takes has been used by all
-      fetch(left, piece + kStages - 1, n_pieces);
-      const std::int64_t begin = static_cast<std::int64_t>(piece) * kDepth;
-      const int size = static_cast<int>(depth - begin < kDepth ? depth - begin : kDepth);
+      grid.template wait_copies<kSlots - 2>();
+      grid.sync();  // the piece is there for all, and the one whose slot the next takes has been used by all
+      fetch(left, piece + kSlots - 1);
+      const std::int64_t begin = static_cast<std::int64_t>(piece) * kPieceDepth;
+      const int size = static_cast<int>(depth - begin < kPieceDepth ? depth - begin : kPieceDepth);
       for (int k = split * Tile::kDepth; k < size; k += kSplits * Tile::kDepth) {
         G2LSTM_UNROLL
         for (int i = 0; i < kTilesOfWarp; ++i) {
-          const int at = warp % kStep + i * kStep;
+          const int at = warp % kTilesAtOnce + i * kTilesAtOnce;
           tiles[i].multiply(
-              grid, stage(piece) + at % kTilesDown * Tile::kRows * kStageStride + k, kStageStride,
+              grid, slot(piece) + at % kTilesDown * Tile::kRows * kPieceStride + k, kPieceStride,
               weight(at / kTilesDown * Tile::kColumns) + begin + k, static_cast<int>(padded<T>(depth)));
         }
       }
     }
-    grid.sync();  // nobody reads the pieces any more
+    grid.sync();  // nobody reads the slots any more
     G2LSTM_UNROLL
     for (int i = 0; i < kTilesOfWarp; ++i) {
-      const int at = warp % kStep + i * kStep;
-      float* const out = sums(split) + at % kTilesDown * Tile::kRows * kColumns + at / kTilesDown * Tile::kColumns;
-      tiles[i].store(grid, out, kColumns);
+      const int at = warp % kTilesAtOnce + i * kTilesAtOnce;
+      float* const out = sums(split) + at % kTilesDown * Tile::kRows * kSumStride + at / kTilesDown * Tile::kColumns;
+      tiles[i].store(grid, out, kSumStride);
     }
     grid.sync();
   }
 
  private:
-  G2LSTM_DEVICE T* stage(int piece) const { return stages + piece % kStages * (kRows * kStageStride); }
-  G2LSTM_DEVICE float* sums(int split) const { return reinterpret_cast<float*>(stages) + split * (kRows * kColumns); }
+  G2LSTM_DEVICE int row_of(int copy) const { return (grid.thread() + copy * Grid::kThreads) / kVectors; }
+  G2LSTM_DEVICE int column_of(int copy) const {
+    return (grid.thread() + copy * Grid::kThreads) % kVectors * kVector<T>;
+  }
+  G2LSTM_DEVICE T* slot(int piece) const { return slots + piece % kSlots * (kRows * kPieceStride); }
+  G2LSTM_DEVICE float* sums(int split) const { return reinterpret_cast<float*>(slots) + split * (kRows * kSumStride); }
 
-  // Closes a group of copies whether there is such a piece or not: groups are counted.
-  template <class Left>
-  G2LSTM_DEVICE void fetch(const Left& left, int piece, int n_pieces) const {
-    if (piece < n_pieces) {
-      constexpr int kVectors = kDepth / kVector<T>;
-      const std::int64_t begin = static_cast<std::int64_t>(piece) * kDepth;
-      for (int i = grid.thread(); i < kRows * kVectors; i += Grid::kThreads) {
-        const int row = i / kVectors, column = i % kVectors * kVector<T>;
-        if (begin + column < depth) grid.copy(stage(piece) + row * kStageStride + column, left(row) + begin + column);
+  // Closes a group of copies, of none where there is no such piece: groups are counted.
+  G2LSTM_DEVICE void fetch(const Left& left, int piece) const {
+    const std::int64_t begin = static_cast<std::int64_t>(piece) * kPieceDepth;
+    G2LSTM_UNROLL
+    for (int i = 0; i < kCopies; ++i) {
+      if (begin + column_of(i) < depth) {
+        grid.copy(slot(piece) + row_of(i) * kPieceStride + column_of(i), left.from[i] + begin);
       }
     }
     grid.commit();
@@ -168,12 +194,25 @@ G2LSTM_DEVICE void keep_rows(const Product& product, const T* w_hh, std::int64_t
 // Keeps the columns of w_hh (4H, H) that belong to a block's units: column `unit` is row `unit` of its weights.
 template <class T, class Product>
 G2LSTM_DEVICE void keep_columns(const Product& product, const T* w_hh, std::int64_t first_unit, std::int64_t h_size) {
-  constexpr int kVectors = kUnits<T> / kVector<T>;
-  for (std::int64_t i = product.grid.thread(); i < 4 * h_size * kVectors; i += product.grid.kThreads) {
-    const std::int64_t row = i / kVectors;
-    const int unit = static_cast<int>(i % kVectors) * kVector<T>;
-    const auto vector = *reinterpret_cast<const Vector<T>*>(w_hh + offset(row, first_unit + unit, h_size));
-    for (int k = 0; k < kVector<T>; ++k) product.weight(unit + k)[row] = vector.values[k];
+  constexpr int kVectors = kUnits<T> / kVector<T>, kAtOnce = 8;  // loads on their way
+  const int total = static_cast<int>(4 * h_size) * kVectors;
+  const auto row = [&](int i) { return i / kVectors; };
+  const auto unit = [&](int i) { return i % kVectors * kVector<T>; };
+  for (int begin = product.grid.thread(); begin < total; begin += kAtOnce * product.grid.kThreads) {
+    Vector<T> vectors[kAtOnce];
+    const auto each = [&](const auto& function) {
+      G2LSTM_UNROLL
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int i = begin + k * product.grid.kThreads;
+        if (i < total) function(i, vectors[k]);
+      }
+    };
+    each([&](int i, Vector<T>& vector) {
+      vector = *reinterpret_cast<const Vector<T>*>(w_hh + offset(row(i), first_unit + unit(i), h_size));
+    });
+    each([&](int i, const Vector<T>& vector) {
+      for (int k = 0; k < kVector<T>; ++k) product.weight(unit(i) + k)[row(i)] = vector.values[k];
+    });
   }
 }
 
@@ -191,97 +230,102 @@ G2LSTM_DEVICE Gates<float> rounded(const Gates<float>& gates) {
 
 // The time of the i-th step to be computed.
 template <class T>
-G2LSTM_DEVICE std::int64_t time_of(const Sequence<T>& run, std::int64_t i) {
-  return run.reverse ? run.n_steps - 1 - i : i;
+G2LSTM_DEVICE std::int64_t time_of(const Sequence<T>& sequence, std::int64_t i) {
+  return sequence.reverse ? sequence.n_steps - 1 - i : i;
 }
 
-// The i-th step's cells, as cells.h reads them but for their state.
+// The step at time t, as cells.h reads it but for the cells' state.
 template <class T>
-G2LSTM_DEVICE CellStep<T> step_of(const Sequence<T>& run, std::int64_t t) {
-  CellStep<T> step = run.cell;
+G2LSTM_DEVICE CellStep<T> step_at(const Sequence<T>& sequence, std::int64_t t) {
+  CellStep<T> step = sequence.cell;
   step.t = t;
-  step.a = run.cell.a + t * step.n_rows * 4 * step.h_size;
+  step.a = sequence.cell.a + t * step.n_rows * 4 * step.h_size;
   return step;
 }
 
 template <int kRows, class T, class Grid>
-G2LSTM_DEVICE void run_block(const ForwardSequence<T>& run, const Grid& grid, void* shared) {
-  const std::int64_t n_rows = run.cell.n_rows, h_size = run.cell.h_size, n_cells = n_rows * h_size;
+G2LSTM_DEVICE void run_block(const ForwardSequence<T>& sequence, const Grid& grid, void* shared) {
+  const std::int64_t n_rows = sequence.cell.n_rows, h_size = sequence.cell.h_size, n_cells = n_rows * h_size;
   const BlockCells<T, kRows, Grid> cells(grid, n_rows);
   const BlockProduct<T, kRows, 4 * kUnits<T>, Grid> product(grid, shared, h_size);
-  unsigned* const arrived = run.arrived + grid.place_y();
-  keep_rows(product, run.w_hh, cells.first_unit, h_size);
+  unsigned* const arrived = sequence.arrived + grid.place_y();
+  keep_rows(product, sequence.w_hh, cells.first_unit, h_size);
   float c[cells.kCount];
-  cells.each([&](int j, int, int, auto row, auto unit) { c[j] = run.cell.c[offset(row, unit, h_size)]; });
+  cells.each([&](int j, int, int, auto row, auto unit) { c[j] = sequence.cell.c[offset(row, unit, h_size)]; });
 
-  for (std::int64_t i = 0; i < run.n_steps; ++i) {
-    const std::int64_t t = time_of(run, i);
-    const CellStep<T> step = step_of(run, t);
+  for (std::int64_t i = 0; i < sequence.n_steps; ++i) {
+    const std::int64_t t = time_of(sequence, i);
+    const CellStep<T> step = step_at(sequence, t);
     // What does not need the other blocks comes before the wait for them.
     Gates<float> a[cells.kCount], noise[cells.kCount];
+    bool active[cells.kCount];
     cells.each([&](int j, int, int, auto row, auto unit) {
       a[j] = read_gates(step.a, row, unit, h_size);
       noise[j] = noise_at(step, row, unit);
+      active[j] = is_active(step, row);
+    });
+    const std::int64_t before = i > 0 ? time_of(sequence, i - 1) : 0;
+    const auto left = product.left([&](int row_in_block) {
+      const std::int64_t row = cells.batch_row(row_in_block);
+      const bool has_state = i > 0 && (step.lengths == nullptr || before < step.lengths[row]);
+      const T* const h = has_state ? sequence.outputs + before * n_cells : sequence.h_0;
+      return h + offset(row, 0, h_size);
     });
     if (i > 0) grid.wait(arrived, static_cast<unsigned>(i * grid.blocks_x()));
-    const std::int64_t before = i > 0 ? time_of(run, i - 1) : 0;
-    product.run([&](int in_block) {
-      const std::int64_t row = cells.batch_row(in_block);
-      const bool has_state = i > 0 && (step.lengths == nullptr || before < step.lengths[row]);
-      return has_state ? run.outputs + offset(before * n_rows + row, 0, h_size) : run.h_0 + offset(row, 0, h_size);
-    });
+    product.multiply(left);
     cells.each([&](int j, int row_in_block, int unit_in_block, auto row, auto unit) {
       const auto sum = [&](int gate) { return product.sum(row_in_block, gate * kUnits<T> + unit_in_block); };
       // What backward reads is what forward computes with.
-      const Gates<float> whole =
-          rounded<T>(Gates<float>{a[j].i + sum(0), a[j].f + sum(1), a[j].g + sum(2), a[j].o + sum(3)});
-      write_gates(run.a + t * n_cells * 4, row, unit, h_size, whole);
-      const bool active = is_active(step, row);
+      a[j] = rounded<T>(Gates<float>{a[j].i + sum(0), a[j].f + sum(1), a[j].g + sum(2), a[j].o + sum(3)});
       g2lstm::State<float> next{0, c[j]};
-      if (active) next = next_state<ScalarMath<float>>(gates_of(step, whole, noise[j]), c[j]);
+      if (active[j]) next = next_state<ScalarMath<float>>(gates_of(step, a[j], noise[j]), c[j]);
       c[j] = next.c;
-      run.cells[t * n_cells + offset(row, unit, h_size)] = next.c;
-      write(run.outputs + t * n_cells + offset(row, unit, h_size), next.h);
-      if (run.z != nullptr) write_arguments(run.z + t * n_cells * 2, row, unit, step, active, whole);
+      write(sequence.outputs + t * n_cells + offset(row, unit, h_size), next.h);
     });
     grid.arrive(arrived);
+    // What the other blocks do not need comes after they have been told.
+    cells.each([&](int j, int, int, auto row, auto unit) {
+      write_gates(sequence.a + t * n_cells * 4, row, unit, h_size, a[j]);
+      sequence.cells[t * n_cells + offset(row, unit, h_size)] = c[j];
+      if (sequence.z != nullptr) write_arguments(sequence.z + t * n_cells * 2, row, unit, step, active[j], a[j]);
+    });
   }
 }
 
 template <int kRows, class T, class Grid>
-G2LSTM_DEVICE void run_block(const BackwardSequence<T>& run, const Grid& grid, void* shared) {
-  const std::int64_t n_rows = run.cell.n_rows, h_size = run.cell.h_size, n_cells = n_rows * h_size;
+G2LSTM_DEVICE void run_block(const BackwardSequence<T>& sequence, const Grid& grid, void* shared) {
+  const std::int64_t n_rows = sequence.cell.n_rows, h_size = sequence.cell.h_size, n_cells = n_rows * h_size;
   const BlockCells<T, kRows, Grid> cells(grid, n_rows);
   const BlockProduct<T, kRows, kUnits<T>, Grid> product(grid, shared, 4 * h_size);
-  unsigned* const arrived = run.arrived + grid.place_y();
-  keep_columns(product, run.w_hh, cells.first_unit, h_size);
+  unsigned* const arrived = sequence.arrived + grid.place_y();
+  keep_columns(product, sequence.w_hh, cells.first_unit, h_size);
 
   float grad_h[cells.kCount], grad_c[cells.kCount], c[cells.kCount], c_next[cells.kCount], grad_out[cells.kCount];
   Gates<float> gates[cells.kCount];
   // What the i-th step needs, but for the gradient of h.
   const auto prepare = [&](std::int64_t i) {
-    const std::int64_t t = time_of(run, i);
-    const CellStep<T> step = step_of(run, t);
-    const float* const before = i > 0 ? run.cells + time_of(run, i - 1) * n_cells : run.cell.c;
+    const std::int64_t t = time_of(sequence, i);
+    const CellStep<T> step = step_at(sequence, t);
+    const float* const before = i > 0 ? sequence.cells + time_of(sequence, i - 1) * n_cells : sequence.cell.c;
     cells.each([&](int j, int, int, auto row, auto unit) {
       const std::int64_t at = offset(row, unit, h_size);
       c[j] = before[at];
-      grad_out[j] = run.grad_outputs == nullptr ? 0 : read(run.grad_outputs + t * n_cells + at);
+      grad_out[j] = sequence.grad_outputs == nullptr ? 0 : read(sequence.grad_outputs + t * n_cells + at);
       gates[j] = gates_of(step, read_gates(step.a, row, unit, h_size), noise_at(step, row, unit));
     });
   };
   cells.each([&](int j, int, int, auto row, auto unit) {
     const std::int64_t at = offset(row, unit, h_size);
-    grad_h[j] = read(run.grad_h + at);
-    grad_c[j] = run.grad_c[at];
-    c_next[j] = run.cells[time_of(run, run.n_steps - 1) * n_cells + at];
+    grad_h[j] = read(sequence.grad_h + at);
+    grad_c[j] = sequence.grad_c[at];
+    c_next[j] = sequence.cells[time_of(sequence, sequence.n_steps - 1) * n_cells + at];
   });
-  prepare(run.n_steps - 1);
+  prepare(sequence.n_steps - 1);
 
-  for (std::int64_t i = run.n_steps - 1; i >= 0; --i) {
-    const std::int64_t t = time_of(run, i);
-    const CellStep<T> step = step_of(run, t);
-    T* const grad_a = run.grad_a + t * n_cells * 4;
+  for (std::int64_t i = sequence.n_steps - 1; i >= 0; --i) {
+    const std::int64_t t = time_of(sequence, i);
+    const CellStep<T> step = step_at(sequence, t);
+    T* const grad_a = sequence.grad_a + t * n_cells * 4;
     cells.each([&](int j, int, int, auto row, auto unit) {
       StepGradient<float> out{{0, 0, 0, 0}, grad_c[j]};
       if (is_active(step, row)) {
@@ -295,13 +339,14 @@ G2LSTM_DEVICE void run_block(const BackwardSequence<T>& run, const Grid& grid, v
     });
     grid.arrive(arrived);
     if (i > 0) prepare(i - 1);
-    grid.wait(arrived, static_cast<unsigned>((run.n_steps - i) * grid.blocks_x()));
-    product.run([&](int in_block) { return grad_a + offset(cells.batch_row(in_block), 0, 4 * h_size); });
+    const auto left = product.left([&](int row) { return grad_a + offset(cells.batch_row(row), 0, 4 * h_size); });
+    grid.wait(arrived, static_cast<unsigned>((sequence.n_steps - i) * grid.blocks_x()));
+    product.multiply(left);
     cells.each([&](int j, int row, int unit, auto, auto) { grad_h[j] += product.sum(row, unit); });
   }
   cells.each([&](int j, int, int, auto row, auto unit) {
-    write(run.grad_h + offset(row, unit, h_size), grad_h[j]);
-    run.grad_c[offset(row, unit, h_size)] = grad_c[j];
+    write(sequence.grad_h + offset(row, unit, h_size), grad_h[j]);
+    sequence.grad_c[offset(row, unit, h_size)] = grad_c[j];
   });
 }
 

@@ -24,52 +24,72 @@ struct Storage<BFloat16> {
 };
 
 // Half types, on tensor cores.
-template <class T>
+template <class T, int kDown, int kAcross>
 struct DeviceTile {
-  static constexpr int kRows = 16, kColumns = 16, kDepth = 16;
+  static constexpr int kSide = 16;
+  static constexpr int kRows = kSide * kDown, kColumns = kSide * kAcross, kDepth = kSide;
   using Number = typename Storage<T>::type;
   template <class Use, class... Layout>
-  using Fragment = nvcuda::wmma::fragment<Use, kRows, kColumns, kDepth, Layout...>;
+  using Fragment = nvcuda::wmma::fragment<Use, kSide, kSide, kSide, Layout...>;
 
-  Fragment<nvcuda::wmma::accumulator, float> sums;
+  Fragment<nvcuda::wmma::accumulator, float> sums[kDown][kAcross];
 
   template <class Block>
   __device__ void clear(const Block&) {
-    nvcuda::wmma::fill_fragment(sums, 0.0f);
+    for (auto& row : sums) {
+      for (auto& sum : row) nvcuda::wmma::fill_fragment(sum, 0.0f);
+    }
   }
   template <class Block>
   __device__ void multiply(const Block&, const T* left, int left_stride, const T* right, int right_stride) {
-    Fragment<nvcuda::wmma::matrix_a, Number, nvcuda::wmma::row_major> a;
-    Fragment<nvcuda::wmma::matrix_b, Number, nvcuda::wmma::col_major> b;
-    nvcuda::wmma::load_matrix_sync(a, reinterpret_cast<const Number*>(left), left_stride);
-    nvcuda::wmma::load_matrix_sync(b, reinterpret_cast<const Number*>(right), right_stride);
-    nvcuda::wmma::mma_sync(sums, a, b, sums);
+    Fragment<nvcuda::wmma::matrix_a, Number, nvcuda::wmma::row_major> a[kDown];
+    Fragment<nvcuda::wmma::matrix_b, Number, nvcuda::wmma::col_major> b[kAcross];
+    for (int i = 0; i < kDown; ++i) load(a[i], left + i * kSide * left_stride, left_stride);
+    for (int j = 0; j < kAcross; ++j) load(b[j], right + j * kSide * right_stride, right_stride);
+    for (int i = 0; i < kDown; ++i) {
+      for (int j = 0; j < kAcross; ++j) nvcuda::wmma::mma_sync(sums[i][j], a[i], b[j], sums[i][j]);
+    }
   }
   template <class Block>
   __device__ void store(const Block&, float* out, int stride) const {
-    nvcuda::wmma::store_matrix_sync(out, sums, stride, nvcuda::wmma::mem_row_major);
+    for (int i = 0; i < kDown; ++i) {
+      for (int j = 0; j < kAcross; ++j) {
+        float* const to = out + i * kSide * stride + j * kSide;
+        nvcuda::wmma::store_matrix_sync(to, sums[i][j], stride, nvcuda::wmma::mem_row_major);
+      }
+    }
+  }
+
+ private:
+  template <class Part>
+  __device__ static void load(Part& part, const T* from, int stride) {
+    nvcuda::wmma::load_matrix_sync(part, reinterpret_cast<const Number*>(from), stride);
   }
 };
 
-// float32: a lane has 4 rows, 8 apart, of 2 columns, 4 apart, so that a warp's loads of 16 bytes meet in no bank.
-template <>
-struct DeviceTile<float> {
-  static constexpr int kRows = 32, kColumns = 8, kDepth = 4;
-  float sums[4][2];
+// float32: a lane has rows that lie 8 apart and columns that lie 4 apart, so that a warp's loads of 16 bytes meet in no
+// bank.
+template <int kDown, int kAcross>
+struct DeviceTile<float, kDown, kAcross> {
+  static constexpr int kRowsOfLane = 4 * kDown, kColumnsOfLane = 2 * kAcross;
+  static constexpr int kRows = 8 * kRowsOfLane, kColumns = 4 * kColumnsOfLane, kDepth = 4;
+  float sums[kRowsOfLane][kColumnsOfLane];
 
   template <class Block>
   __device__ void clear(const Block&) {
-    for (auto& row : sums) row[0] = row[1] = 0;
+    for (auto& row : sums) {
+      for (float& sum : row) sum = 0;
+    }
   }
   template <class Block>
   __device__ void multiply(
       const Block& block, const float* left, int left_stride, const float* right, int right_stride) {
     const int lane = block.thread() % Block::kLanes, row = lane / 4, column = lane % 4;
-    float4 a[4], b[2];
-    for (int i = 0; i < 4; ++i) a[i] = *reinterpret_cast<const float4*>(left + (row + 8 * i) * left_stride);
-    for (int j = 0; j < 2; ++j) b[j] = *reinterpret_cast<const float4*>(right + (column + 4 * j) * right_stride);
-    for (int i = 0; i < 4; ++i) {
-      for (int j = 0; j < 2; ++j) {
+    float4 a[kRowsOfLane], b[kColumnsOfLane];
+    for (int i = 0; i < kRowsOfLane; ++i) a[i] = load(left + (row + 8 * i) * left_stride);
+    for (int j = 0; j < kColumnsOfLane; ++j) b[j] = load(right + (column + 4 * j) * right_stride);
+    for (int i = 0; i < kRowsOfLane; ++i) {
+      for (int j = 0; j < kColumnsOfLane; ++j) {
         sums[i][j] = fmaf(a[i].x, b[j].x, sums[i][j]);
         sums[i][j] = fmaf(a[i].y, b[j].y, sums[i][j]);
         sums[i][j] = fmaf(a[i].z, b[j].z, sums[i][j]);
@@ -80,16 +100,19 @@ struct DeviceTile<float> {
   template <class Block>
   __device__ void store(const Block& block, float* out, int stride) const {
     const int lane = block.thread() % Block::kLanes, row = lane / 4, column = lane % 4;
-    for (int i = 0; i < 4; ++i) {
-      for (int j = 0; j < 2; ++j) out[(row + 8 * i) * stride + column + 4 * j] = sums[i][j];
+    for (int i = 0; i < kRowsOfLane; ++i) {
+      for (int j = 0; j < kColumnsOfLane; ++j) out[(row + 8 * i) * stride + column + 4 * j] = sums[i][j];
     }
   }
+
+ private:
+  __device__ static float4 load(const float* from) { return *reinterpret_cast<const float4*>(from); }
 };
 
 struct DeviceGrid : DeviceBlock {
   static constexpr int kThreads = kSequenceThreads, kWarps = kThreads / kLanes;
-  template <class T>
-  using Tile = DeviceTile<T>;
+  template <class T, int kDown, int kAcross>
+  using Tile = DeviceTile<T, kDown, kAcross>;
   using Counter = ::cuda::atomic_ref<unsigned, ::cuda::thread_scope_device>;
 
   __device__ std::int64_t place_x() const { return blockIdx.x; }
@@ -118,16 +141,22 @@ struct DeviceGrid : DeviceBlock {
   }
 };
 
-template <int kRows, class Run>
-__global__ void __launch_bounds__(kSequenceThreads, 1) run_sequence(const Run run) {
-  extern __shared__ __align__(128) unsigned char shared[];
+constexpr int kOldest = 80;  // the compute capability whose copies and half types these kernels need
+
+template <int kRows, class Direction>
+__global__ void __launch_bounds__(kSequenceThreads, 1) run_sequence(const Direction sequence) {
 #if __CUDA_ARCH__ >= 800
-  run_block<kRows>(run, DeviceGrid(), shared);
+  extern __shared__ __align__(128) unsigned char shared[];
+  run_block<kRows>(sequence, DeviceGrid(), shared);
+#else
+  __trap();  // device_limits() keeps it from being launched
 #endif
 }
 
 void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("g2lstm: ") + what + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it is told here, and is not the next launch's
+  throw std::runtime_error(std::string("g2lstm: ") + what + ": " + cudaGetErrorString(error));
 }
 
 int attribute(cudaDeviceAttr name, int device) {
@@ -136,30 +165,41 @@ int attribute(cudaDeviceAttr name, int device) {
   return value;
 }
 
+// None where the device, or the code that the build holds for it, is too old.
 DeviceLimits device_limits() {
   int device = 0;
   check(cudaGetDevice(&device), "no current CUDA device");
-  if (attribute(cudaDevAttrComputeCapabilityMajor, device) < 8) return {};
+  if (10 * attribute(cudaDevAttrComputeCapabilityMajor, device) < kOldest) return {};
   if (attribute(cudaDevAttrCooperativeLaunch, device) == 0) return {};
+  cudaFuncAttributes built;
+  check(
+      cudaFuncGetAttributes(&built, run_sequence<kMostRows, ForwardSequence<float>>),
+      "the sequence kernel cannot be asked what it was built for");
+  if (built.ptxVersion < kOldest) return {};
   return {
       attribute(cudaDevAttrMultiProcessorCount, device), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)};
 }
 
-template <class T, class Run>
-void launch_sequence(const Run& run, StreamHandle stream, std::int64_t SequencePlan::*bytes) {
-  const SequencePlan plan = plan_sequence<T>(device_limits(), run.n_steps, run.cell.n_rows, run.cell.h_size);
+template <class T, class Direction>
+void launch_sequence(const Direction& sequence, StreamHandle stream, std::int64_t SequencePlan::*bytes) {
+  const DeviceLimits device = device_limits();
+  const SequencePlan plan =
+      plan_sequence<T>(device, sequence.n_steps, sequence.cell.n_rows, sequence.cell.h_size);
+  if (plan.n_rows == 0) throw std::runtime_error("g2lstm: the sequence does not fit the device in one launch");
   with_rows<T>(plan.n_rows, [&](auto rows) {
-    const auto kernel = &run_sequence<decltype(rows)::value, Run>;
-    const auto shared = static_cast<std::size_t>(plan.*bytes);
+    const auto kernel = &run_sequence<decltype(rows)::value, Direction>;
+    // The most there is, whatever this launch needs: other threads may be about to launch the kernel with more.
     check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        cudaFuncSetAttribute(
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(device.shared_bytes)),
         "the sequence kernel does not get its shared memory");
-    Run argument = run;
+    Direction argument = sequence;
     void* arguments[] = {&argument};
     const dim3 grid(static_cast<unsigned>(plan.blocks_x), static_cast<unsigned>(plan.blocks_y));
     check(
         cudaLaunchCooperativeKernel(
-            kernel, grid, dim3(kSequenceThreads), arguments, shared, static_cast<cudaStream_t>(stream)),
+            kernel, grid, dim3(kSequenceThreads), arguments, static_cast<std::size_t>(plan.*bytes),
+            static_cast<cudaStream_t>(stream)),
         "the sequence kernel did not start");
   });
 }

@@ -20,14 +20,14 @@ template <class T>
 constexpr int kLeastRows = sizeof(T) == 2 ? 16 : 32;
 constexpr int kMostRows = 64;
 
-constexpr int kStages = 4;                   // pieces of the left side on their way, or in use
-constexpr std::int64_t kStageBytes = 16384;  // of each, without padding
+constexpr int kSlots = 4;                    // for pieces of the left side on their way, or in use
+constexpr std::int64_t kPieceBytes = 16384;  // of each, without padding
 constexpr int kUnitMultiple = 16;            // a layer's units are a multiple of it
 
 // Columns of a piece of the left side.
 template <class T>
-constexpr int stage_depth(int n_rows) {
-  return static_cast<int>(kStageBytes / sizeof(T)) / n_rows;
+constexpr int piece_depth(int n_rows) {
+  return static_cast<int>(kPieceBytes / sizeof(T)) / n_rows;
 }
 
 // Rows of shared memory are 16 bytes longer than what they hold, so that their beginnings stand in different banks.
@@ -36,19 +36,19 @@ G2LSTM_HOST_DEVICE constexpr std::int64_t padded(std::int64_t size) {
   return size + kVector<T>;
 }
 
-// Shared memory of a block: its weights (n_columns, depth), then the pieces of the left side, whose place the sums
-// take.
+// Shared memory of a block: its weights (n_columns, depth), then the slots of the left side's pieces, whose place
+// the sums take.
 template <class T>
 constexpr std::int64_t weight_bytes(std::int64_t n_columns, std::int64_t depth) {
   return n_columns * padded<T>(depth) * static_cast<std::int64_t>(sizeof(T));
 }
 template <class T>
-constexpr std::int64_t stage_bytes(int n_rows) {
-  return n_rows * padded<T>(stage_depth<T>(n_rows)) * static_cast<std::int64_t>(sizeof(T));
+constexpr std::int64_t piece_bytes(int n_rows) {
+  return n_rows * padded<T>(piece_depth<T>(n_rows)) * static_cast<std::int64_t>(sizeof(T));
 }
 template <class T>
 constexpr std::int64_t shared_bytes(std::int64_t n_columns, std::int64_t depth, int n_rows) {
-  return weight_bytes<T>(n_columns, depth) + kStages * stage_bytes<T>(n_rows);
+  return weight_bytes<T>(n_columns, depth) + kSlots * piece_bytes<T>(n_rows);
 }
 
 // How a sequence is cut into blocks; n_rows, of each block, is 0 where they would not all run at the same time.
