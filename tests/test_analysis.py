@@ -7,11 +7,13 @@ import pytest
 import torch
 from conftest import train_in_process, train_options
 from fairseq.tasks.translation import TranslationTask
+from lm_runs import train_lm
 from torch import Tensor
 
 from fairseq_g2lstm import G2LSTM, convert, observe_gates
-from fairseq_g2lstm.analysis import GateHistograms, gate_histograms, load_model
+from fairseq_g2lstm.analysis import GateHistograms, gate_histograms
 from fairseq_g2lstm.checkpoints import read_checkpoint
+from fairseq_g2lstm.loading import load_model
 from fairseq_g2lstm.models.g2lstm import G2LSTMModel
 
 UNITS = 16
@@ -121,7 +123,7 @@ def assert_counts_of(counts: np.ndarray, gates: Tensor, edges: np.ndarray) -> No
 def test_histograms_are_those_of_a_loop_over_the_sentences(kind, tiny_data, request):
     checkpoint = request.getfixturevalue(kind)
     temperature = TEMPERATURE if kind == "sharpened" else 1.0
-    histograms = gate_histograms(checkpoint, tiny_data, "valid", bins=20)
+    histograms = gate_histograms(checkpoint, tiny_data, "valid")
     _, task = load_model(checkpoint, tiny_data)
     task.load_dataset("valid")
     for name, gates in zip(("input", "forget"), direct_gates(checkpoint, task, "valid", temperature), strict=True):
@@ -136,12 +138,13 @@ def test_histograms_are_those_of_a_loop_over_the_sentences(kind, tiny_data, requ
         assert 0.05 < below < 0.95 and 0.05 < above < 0.95
 
 
-def test_padding_is_left_out(tiny_data, sharpened):
-    histograms = gate_histograms(sharpened, tiny_data, "valid")
+@pytest.mark.parametrize("max_sentences", [1, 7, 50, 70, 400, 1000])
+def test_the_first_sentences_are_counted_without_their_padding(tiny_data, sharpened, max_sentences):
+    histograms = gate_histograms(sharpened, tiny_data, "train", max_sentences)
     _, task = load_model(sharpened, tiny_data)
-    task.load_dataset("valid")
-    dataset = task.dataset("valid")
-    n_source, n_target = int(sum(dataset.src.sizes)), int(sum(dataset.tgt.sizes))
+    task.load_dataset("train")
+    dataset = task.dataset("train")
+    n_source, n_target = (int(sum(side.sizes[:max_sentences])) for side in (dataset.src, dataset.tgt))
     assert histograms.total == UNITS * LAYERS * (2 * n_source + n_target)
     assert histograms.input.sum() == histograms.forget.sum() == histograms.total
     assert (histograms.edges[0], histograms.edges[-1], len(histograms.edges)) == (0.0, 1.0, 51)
@@ -179,19 +182,11 @@ def test_hard_gates_are_all_0_or_1(tiny_data, sharpened, tmp_path):
         assert histograms.share_saturated(name) == 1.0
 
 
-@pytest.mark.parametrize("max_sentences", [1, 7, 50, 70, 400, 1000])
-def test_no_more_sentences_are_walked_than_asked_for(tiny_data, sharpened, monkeypatch, max_sentences):
-    sizes = []
-    forward = G2LSTMModel.forward
-
-    def counting(self, src_tokens, **more):
-        sizes.append(len(src_tokens))
-        return forward(self, src_tokens, **more)
-
-    monkeypatch.setattr(G2LSTMModel, "forward", counting)
-    histograms = gate_histograms(sharpened, tiny_data, "train", max_sentences=max_sentences)
-    assert sum(sizes) == min(max_sentences, 400)
-    assert histograms.total > 0
+def test_a_language_models_gates_are_counted_too(tiny_text, tmp_path):
+    folder = train_lm(tiny_text, tmp_path, "--max-update", 1, "--disable-validation")
+    n_tokens = len((tiny_text.parent / "valid.txt").read_text().split()) + 50  # an end of line after each
+    # two layers, of nine units and of eight
+    assert gate_histograms(folder / "checkpoint_last.pt", tiny_text).total == (9 + 8) * n_tokens
 
 
 # observe_gates
