@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,25 @@ def train(tiny_data: Path, tmp_path: Path) -> Callable[..., Path]:
         return save_dir
 
     return run
+
+
+@pytest.fixture(scope="module")
+def task(tiny_data: Path) -> Any:
+    """fairseq's translation task over the tiny corpus, its validation set loaded."""
+    from fairseq.tasks.translation import TranslationTask
+    from tiny_runs import training_config
+
+    task = TranslationTask.setup_task(training_config(tiny_data, "--arch", "lstm").task)
+    task.load_dataset("valid")
+    return task
+
+
+@pytest.fixture
+def sample(task: Any) -> dict[str, Any]:
+    """The validation set's first eight sentences as a batch."""
+    from tiny_runs import batch
+
+    return batch(task, range(8))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import torch
 from conftest import train_in_process, train_options
 from fairseq.tasks.translation import TranslationTask
 from lm_runs import train_lm
+from tiny_runs import batch
 from torch import Tensor
 
 from fairseq_g2lstm import G2LSTM, convert, observe_gates
@@ -198,11 +199,8 @@ def model(sharpened, tiny_data) -> G2LSTMModel:
 
 
 @pytest.fixture(scope="module")
-def net_input(sharpened, tiny_data) -> dict[str, Tensor]:
-    _, task = load_model(sharpened, tiny_data)
-    task.load_dataset("valid")
-    dataset = task.dataset("valid")
-    return dataset.collater([dataset[i] for i in range(6)])["net_input"]
+def net_input(task) -> dict[str, Tensor]:
+    return batch(task, range(6))["net_input"]
 
 
 def test_observers_see_every_layer_and_direction_once_a_forward(model, net_input):
