@@ -6,7 +6,8 @@ types' reference is computed in float32.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -407,6 +408,17 @@ def layer_gates(gate: str, dtype: torch.dtype, n_steps: int, n_rows: int, h_size
     order = cells.flip(0) if options.get("reverse") else cells
     gates = order / torch.cat((c_0[None], order[:-1]))
     return gates.flip(0) if options.get("reverse") else gates
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Gives torch so many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def results_of_all_operators() -> dict[str, Tensor]:
