@@ -15,6 +15,7 @@ from pathlib import Path
 
 from examples.common.errors import UserError, run_main
 from examples.common.files import find_text, read_pairs
+from examples.common.options import docstring_parser
 from examples.common.preprocess import SPLITS, segment_and_binarise, sides
 from examples.common.stages import Stages
 from examples.common.text import TOKENIZERS, Cleaning, LineFormat, prepare_text
@@ -22,13 +23,7 @@ from examples.common.text import TOKENIZERS, Cleaning, LineFormat, prepare_text
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.bitext.prepare",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.bitext.prepare", __doc__)
     parser.add_argument("--source-lang", required=True, metavar="LANG")
     parser.add_argument("--target-lang", required=True, metavar="LANG")
     for split in SPLITS:

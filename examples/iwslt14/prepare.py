@@ -21,6 +21,7 @@ from examples.common.download import Remote, fetch
 from examples.common.errors import UserError, run_main
 from examples.common.files import read_pairs
 from examples.common.markup import read_segments, read_tagged
+from examples.common.options import docstring_parser
 from examples.common.preprocess import segment_and_binarise, segment_split, sides
 from examples.common.stages import Stages
 from examples.common.text import Cleaning, LineFormat, prepare_text, write_pairs
@@ -39,13 +40,7 @@ VALID_EVERY = 23
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.iwslt14.prepare",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.iwslt14.prepare", __doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument(
         "--archive",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from examples.common.errors import UserError, run_main
 from examples.common.files import atomic_directory, atomic_writers, find_text, read_lines
+from examples.common.options import docstring_parser
 from examples.common.preprocess import SPLITS
 from examples.common.stages import Stages
 
@@ -33,13 +34,7 @@ SOURCE = (
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.ptb.prepare",
-        description=summary,
-        epilog=f"{usage}\n{SOURCE}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.ptb.prepare", __doc__, f"\n{SOURCE}.")
     parser.add_argument(
         "--corpus", required=True, type=Path, metavar="FOLDER", help="of the three files"
     )

@@ -22,6 +22,7 @@ from examples.common.download import Remote, fetch, verify
 from examples.common.errors import UserError, run_main
 from examples.common.files import read_lines, read_pairs
 from examples.common.markup import read_segments
+from examples.common.options import docstring_parser
 from examples.common.preprocess import segment_and_binarise, sides
 from examples.common.stages import Stages
 from examples.common.text import Cleaning, LineFormat, prepare_text, write_pairs
@@ -93,13 +94,7 @@ CLEANING_SEGMENTED = Cleaning(max_length=250, max_ratio=1.5)
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.wmt14_en_de.prepare",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.wmt14_en_de.prepare", __doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument(
         "--archives",
