@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -71,6 +72,31 @@ def run_fairseq_preprocess(folder: Path, splits: Mapping[str, Path], *options: s
     if done.returncode:
         tail = "\n".join(done.stdout.splitlines()[-15:])
         raise UserError(f"fairseq-preprocess failed with {done.returncode}; it said:\n{tail}")
+
+
+def add_segmentation(parser: argparse.ArgumentParser, merges: int) -> None:
+    """Add the options of `segment_and_binarise` that every bitext has; `merges` is the default."""
+    parser.add_argument(
+        "--merges",
+        type=int,
+        default=merges,
+        metavar="N",
+        help="merges of the joint byte-pair encoding (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)"
+    )
+
+
+def check_segmentation(options: argparse.Namespace) -> None:
+    """Check what `add_segmentation` added.
+
+    Raises:
+        UserError: a number is below 1.
+    """
+    for name in ("merges", "workers"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} must be >= 1, got {getattr(options, name)}")
 
 
 def segment_split(
