@@ -4,7 +4,8 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,17 @@ def sample(task: Any) -> dict[str, Any]:
     from tiny_runs import batch
 
     return batch(task, range(8))
+
+
+@pytest.fixture(params=["kernels", "reference"])
+def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs twice, on the compiled operators and on plain PyTorch."""
+    from fairseq_g2lstm import ops
+
+    if request.param == "kernels" and ops.kernels_error() is not None:
+        pytest.skip("the kernels are not built: make kernels")
+    with ops.use_reference() if request.param == "reference" else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")
