@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -134,10 +135,7 @@ class LayerCase:
 
     def tensors(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(2)
-
-        def tensor(*shape: int, scale: float = 1.0) -> Tensor:
-            return random_tensor(generator, self.dtype, *shape, scale=scale)
-
+        tensor = partial(random_tensor, generator, self.dtype)
         # Weights of a size at which pre-activations are about 1.
         g4, fan = 4 * self.h_size, self.n_inputs + self.h_size
         tensors = {
@@ -206,10 +204,7 @@ class DecoderCase:
 
     def tensors(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(4)
-
-        def tensor(*shape: int, scale: float = 1.0) -> Tensor:
-            return random_tensor(generator, self.dtype, *shape, scale=scale)
-
+        tensor = partial(random_tensor, generator, self.dtype)
         h_size, state = self.h_size, (self.n_layers, self.n_rows, self.h_size)
         tensors = {
             "x": tensor(self.n_steps, self.n_rows, self.n_inputs),
