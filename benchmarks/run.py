@@ -30,6 +30,7 @@ from benchmarks.tables import (
     product_markdown,
 )
 from examples.common.errors import UserError, run_main
+from examples.common.options import docstring_parser
 
 DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}
 PRECISIONS = {"cpu": ("float32",), "cuda": ("float32", "float16")}
@@ -73,13 +74,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: a number out of range, an unknown name.
     """
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("benchmarks.run", __doc__)
     modes = parser.add_subparsers(dest="mode", required=True, metavar="|".join(NUMBERS))
     one = modes.add_parser("layer", help="time of one layer")
     one.add_argument("--shapes", type=_shape, nargs="+", metavar="T,B,I,H", help="default: those of the bars")

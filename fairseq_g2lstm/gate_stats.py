@@ -16,6 +16,9 @@ _HIGH_ARGUMENT = math.log(HIGH / (1 - HIGH))
 class GateCounts:
     """Counts of gates below 0.1 and above 0.9, summed over everything that is added.
 
+    They stay tensors on the gates' device and nothing waits for them, which lets a training count every few updates;
+    `gates.GateStatistics` counts more, each place and unit, and brings it to the CPU.
+
     Attributes:
         low, high: (2,) float64 counts of the input and the forget gates.
         total: () int64 number of gates of each kind.

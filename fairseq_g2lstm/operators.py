@@ -338,7 +338,7 @@ def _register_autocast(name: str, device_type: str) -> None:
     Packed weights stay as they are stored.
     """
     operator = getattr(_ops, name).default
-    packed = [argument.name == "weights" for argument in operator._schema.arguments]
+    stays = [argument.name == "weights" for argument in operator._schema.arguments]
 
     def cast(value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
@@ -347,7 +347,7 @@ def _register_autocast(name: str, device_type: str) -> None:
 
     def call(*args: Any) -> Any:
         with torch.autocast(device_type, enabled=False):
-            return operator(*(arg if stays else cast(arg) for arg, stays in zip(args, packed, strict=False)))
+            return operator(*(arg if stay else cast(arg) for arg, stay in zip(args, stays, strict=False)))
 
     _library.impl(name, call, "AutocastCPU" if device_type == "cpu" else "AutocastCUDA")
 

@@ -4,8 +4,10 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +107,36 @@ def train(tiny_data: Path, tmp_path: Path) -> Callable[..., Path]:
         return save_dir
 
     return run
+
+
+@pytest.fixture(scope="module")
+def task(tiny_data: Path) -> Any:
+    """fairseq's translation task over the tiny corpus, its validation set loaded."""
+    from fairseq.tasks.translation import TranslationTask
+    from tiny_runs import training_config
+
+    task = TranslationTask.setup_task(training_config(tiny_data, "--arch", "lstm").task)
+    task.load_dataset("valid")
+    return task
+
+
+@pytest.fixture
+def sample(task: Any) -> dict[str, Any]:
+    """The validation set's first eight sentences as a batch."""
+    from tiny_runs import batch
+
+    return batch(task, range(8))
+
+
+@pytest.fixture(params=["kernels", "reference"])
+def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs twice, on the compiled operators and on plain PyTorch."""
+    from fairseq_g2lstm import ops
+
+    if request.param == "kernels" and ops.kernels_error() is not None:
+        pytest.skip("the kernels are not built: make kernels")
+    with ops.use_reference() if request.param == "reference" else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the tests of the gates' report share: tiny models with gates of all values, and the same gates from scratch."""
+"""What the tests of whole models' gates share: tiny models with gates of all values, and these from scratch."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class DirectModel:
     """A checkpoint's LSTM in float64 and the textbook's words, a sentence at a time: no batches, padding or kernels.
 
     Args:
-        checkpoint: a bidirectional `g2lstm` or stock `lstm` of one layer, or a language model.
+        checkpoint: a bidirectional `g2lstm` or stock `lstm`, or a language model.
         temperature: that divides the input and forget gates' arguments in evaluation.
     """
 
@@ -47,37 +47,44 @@ class DirectModel:
         return {"outputs": torch.stack(outputs), "h": h, "c": c, "gates": (torch.stack(inputs), torch.stack(forgets))}
 
     def translate(self, source: Tensor, read: Tensor) -> dict[str, Any]:
-        """Both gates (T, H) of "encoder, layer 1", "encoder, layer 1, backward", "decoder, layer 1", and `attention`.
+        """Both gates (T, H) of "encoder, layer 1", "encoder, layer 1, backward", …, "decoder, layer 1", …, and
+        `attention`.
 
         Args:
             source: (S,) the source's tokens. read: (T,) what the decoder reads.
         """
         w = self.weights
-        xs = w["encoder.embed_tokens.weight"][source]
-        zeros = xs.new_zeros(w["encoder.lstm.weight_hh_l0"].size(1))
-        there = self._layer("encoder.lstm.", "_l0", xs, zeros, zeros)
-        back = self._layer("encoder.lstm.", "_l0_reverse", xs.flip(0), zeros, zeros)
-        outputs = torch.cat((there["outputs"], back["outputs"].flip(0)), 1)
-        h, c = (torch.cat((there[name], back[name])) for name in "hc")
-        if "decoder.encoder_hidden_proj.weight" in w:
-            h = w["decoder.encoder_hidden_proj.weight"] @ h + w["decoder.encoder_hidden_proj.bias"]
-            c = w["decoder.encoder_cell_proj.weight"] @ c + w["decoder.encoder_cell_proj.bias"]
+        gates: dict[str, Any] = {}
+        outputs, states = w["encoder.embed_tokens.weight"][source], []
+        n_layers = sum(name.startswith("decoder.layers.") and name.endswith("weight_hh") for name in w)
+        for layer in range(n_layers):
+            zeros = outputs.new_zeros(w[f"encoder.lstm.weight_hh_l{layer}"].size(1))
+            there = self._layer("encoder.lstm.", f"_l{layer}", outputs, zeros, zeros)
+            back = self._layer("encoder.lstm.", f"_l{layer}_reverse", outputs.flip(0), zeros, zeros)
+            gates[f"encoder, layer {layer + 1}"] = there["gates"]
+            gates[f"encoder, layer {layer + 1}, backward"] = tuple(values.flip(0) for values in back["gates"])
+            outputs = torch.cat((there["outputs"], back["outputs"].flip(0)), 1)
+            h, c = (torch.cat((there[name], back[name])) for name in "hc")
+            if "decoder.encoder_hidden_proj.weight" in w:
+                h = w["decoder.encoder_hidden_proj.weight"] @ h + w["decoder.encoder_hidden_proj.bias"]
+                c = w["decoder.encoder_cell_proj.weight"] @ c + w["decoder.encoder_cell_proj.bias"]
+            states.append((h, c))
         feed = torch.zeros_like(h)
-        inputs, forgets, attention = [], [], []
+        steps: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(n_layers)]
+        attention = []
         for embedding in w["decoder.embed_tokens.weight"][read]:
-            step = self._layer("decoder.layers.0.", "", torch.cat((embedding, feed))[None], h, c)
-            h, c = step["h"], step["c"]
-            inputs.append(step["gates"][0])
-            forgets.append(step["gates"][1])
-            looked = torch.softmax(outputs @ (w["decoder.attention.input_proj.weight"] @ h), 0)
-            feed = torch.tanh(w["decoder.attention.output_proj.weight"] @ torch.cat((looked @ outputs, h)))
+            x = torch.cat((embedding, feed))
+            for layer, (h, c) in enumerate(states):
+                step = self._layer(f"decoder.layers.{layer}.", "", x[None], h, c)
+                states[layer] = step["h"], step["c"]
+                steps[layer].append(step["gates"])
+                x = step["h"]
+            looked = torch.softmax(outputs @ (w["decoder.attention.input_proj.weight"] @ x), 0)
+            feed = torch.tanh(w["decoder.attention.output_proj.weight"] @ torch.cat((looked @ outputs, x)))
             attention.append(looked)
-        return {
-            "encoder, layer 1": there["gates"],
-            "encoder, layer 1, backward": tuple(gates.flip(0) for gates in back["gates"]),
-            "decoder, layer 1": (torch.cat(inputs), torch.cat(forgets)),
-            "attention": torch.stack(attention),
-        }
+        for layer, pairs in enumerate(steps):
+            gates[f"decoder, layer {layer + 1}"] = tuple(torch.cat(part) for part in zip(*pairs, strict=True))
+        return {**gates, "attention": torch.stack(attention)}
 
     def read(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Both gates (T, H) of each layer of a language model that reads a text from its start."""

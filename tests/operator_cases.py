@@ -6,8 +6,10 @@ types' reference is computed in float32.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -133,10 +135,7 @@ class LayerCase:
 
     def tensors(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(2)
-
-        def tensor(*shape: int, scale: float = 1.0) -> Tensor:
-            return random_tensor(generator, self.dtype, *shape, scale=scale)
-
+        tensor = partial(random_tensor, generator, self.dtype)
         # Weights of a size at which pre-activations are about 1.
         g4, fan = 4 * self.h_size, self.n_inputs + self.h_size
         tensors = {
@@ -205,10 +204,7 @@ class DecoderCase:
 
     def tensors(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(4)
-
-        def tensor(*shape: int, scale: float = 1.0) -> Tensor:
-            return random_tensor(generator, self.dtype, *shape, scale=scale)
-
+        tensor = partial(random_tensor, generator, self.dtype)
         h_size, state = self.h_size, (self.n_layers, self.n_rows, self.h_size)
         tensors = {
             "x": tensor(self.n_steps, self.n_rows, self.n_inputs),
@@ -407,6 +403,17 @@ def layer_gates(gate: str, dtype: torch.dtype, n_steps: int, n_rows: int, h_size
     order = cells.flip(0) if options.get("reverse") else cells
     gates = order / torch.cat((c_0[None], order[:-1]))
     return gates.flip(0) if options.get("reverse") else gates
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Gives torch so many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def results_of_all_operators() -> dict[str, Tensor]:

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import train_in_process, train_options
-from fairseq.tasks.translation import TranslationTask
+from fairseq.data import LanguagePairDataset
+from gate_models import DirectModel, spread
+from lm_runs import train_lm
+from tiny_runs import batch
 from torch import Tensor
 
 from fairseq_g2lstm import G2LSTM, convert, observe_gates
-from fairseq_g2lstm.analysis import GateHistograms, gate_histograms, load_model
+from fairseq_g2lstm.analysis import GateHistograms, gate_histograms
 from fairseq_g2lstm.checkpoints import read_checkpoint
+from fairseq_g2lstm.loading import load_model
 from fairseq_g2lstm.models.g2lstm import G2LSTMModel
 
 UNITS = 16
@@ -20,18 +24,6 @@ TEMPERATURE = 0.6
 
 SIZES = ["--encoder-bidirectional", "--encoder-layers", LAYERS, "--decoder-layers", LAYERS, "--max-update", 2]
 SIZES += ["--disable-validation", "--no-epoch-checkpoints"]
-
-
-def spread(source: Path, target: Path, **options: object) -> Path:
-    """Writes a checkpoint whose weights are ten times those of another: gates of all values, near 0 and 1 too."""
-    state = read_checkpoint(source)
-    for name, weight in state["model"].items():
-        if name != "gates.values":
-            weight *= 10
-    if options:
-        state["cfg"]["model"] |= options
-    torch.save(state, target)
-    return target
 
 
 @pytest.fixture(scope="module")
@@ -49,64 +41,14 @@ def stock(tiny_data, tmp_path_factory) -> Path:
     return spread(folder / "checkpoint_last.pt", folder / "spread.pt")
 
 
-def cell(weights: dict[str, Tensor], suffix: str, x: Tensor, h: Tensor, c: Tensor, temperature: float):
-    """One step of an LSTM in the textbook's words; returns h, c and the gates i and f."""
-    w_ih, w_hh, b_ih, b_hh = (weights[f"{kind}{suffix}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-    a_i, a_f, a_g, a_o = (w_ih @ x + b_ih + w_hh @ h + b_hh).chunk(4)
-    i, f = torch.sigmoid(a_i / temperature), torch.sigmoid(a_f / temperature)
-    c = f * c + i * torch.tanh(a_g)
-    return torch.sigmoid(a_o) * torch.tanh(c), c, i, f
-
-
-def part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
-
-
-def direct_gates(checkpoint: Path, task: TranslationTask, split: str, temperature: float) -> tuple[Tensor, Tensor]:
-    """All input and all forget gates of a split, in float64, sentence by sentence: no batches, no padding."""
-    weights = {name: weight.double() for name, weight in read_checkpoint(checkpoint)["model"].items()}
-    encoder, decoder = part(weights, "encoder."), part(weights, "decoder.")
-    inputs: list[Tensor] = []
-    forgets: list[Tensor] = []
-
-    def step(cell_weights, suffix, x, h, c):
-        h, c, i, f = cell(cell_weights, suffix, x, h, c, temperature)
-        inputs.append(i)
-        forgets.append(f)
-        return h, c
-
-    def decode(source: Tensor, h_0: list[Tensor], c_0: list[Tensor], tokens: Tensor) -> None:
-        # The encoder's states are twice as wide as the decoder's.
-        hs = [decoder["encoder_hidden_proj.weight"] @ h + decoder["encoder_hidden_proj.bias"] for h in h_0]
-        cs = [decoder["encoder_cell_proj.weight"] @ c + decoder["encoder_cell_proj.bias"] for c in c_0]
-        feed = torch.zeros(UNITS, dtype=torch.float64)
-        for embedding in decoder["embed_tokens.weight"][tokens]:
-            x = torch.cat((embedding, feed))
-            for layer in range(LAYERS):
-                hs[layer], cs[layer] = step(part(decoder, f"layers.{layer}."), "", x, hs[layer], cs[layer])
-                x = hs[layer]
-            attention = torch.softmax(source @ (decoder["attention.input_proj.weight"] @ x), 0)
-            feed = torch.tanh(decoder["attention.output_proj.weight"] @ torch.cat((attention @ source, x)))
-
-    for number in range(len(task.dataset(split))):
-        item = task.dataset(split)[number]
-        xs, last_h, last_c = encoder["embed_tokens.weight"][item["source"]], [], []
-        for layer in range(LAYERS):
-            directions, ends = [], []
-            for suffix, order in (("", range(len(xs))), ("_reverse", reversed(range(len(xs))))):
-                h = c = torch.zeros(UNITS, dtype=torch.float64)
-                outputs = {}
-                for t in order:
-                    h, c = step(part(encoder, "lstm."), f"_l{layer}{suffix}", xs[t], h, c)
-                    outputs[t] = h
-                directions.append(torch.stack([outputs[t] for t in range(len(xs))]))
-                ends.append((h, c))
-            xs = torch.cat(directions, dim=1)
-            last_h.append(torch.cat([h for h, _ in ends]))
-            last_c.append(torch.cat([c for _, c in ends]))
-        target = item["target"]
-        decode(xs, last_h, last_c, torch.cat((target[-1:], target[:-1])))
-    return torch.cat(inputs), torch.cat(forgets)
+def direct_gates(checkpoint: Path, dataset: LanguagePairDataset, temperature: float) -> list[Tensor]:
+    """All input and all forget gates of a data set, in float64, sentence by sentence: no batches, no padding."""
+    model = DirectModel(checkpoint, temperature)
+    gates = []
+    for item in (dataset[number] for number in range(len(dataset))):
+        found = model.translate(item["source"], item["target"].roll(1))
+        gates += [pair for place, pair in found.items() if place != "attention"]
+    return [torch.cat([values.flatten() for values in part]) for part in zip(*gates, strict=True)]
 
 
 def assert_counts_of(counts: np.ndarray, gates: Tensor, edges: np.ndarray) -> None:
@@ -118,13 +60,12 @@ def assert_counts_of(counts: np.ndarray, gates: Tensor, edges: np.ndarray) -> No
 
 
 @pytest.mark.parametrize("kind", ["sharpened", "stock"])
-def test_histograms_are_those_of_a_loop_over_the_sentences(kind, tiny_data, request):
+def test_histograms_are_those_of_a_loop_over_the_sentences(kind, tiny_data, task, request):
     checkpoint = request.getfixturevalue(kind)
     temperature = TEMPERATURE if kind == "sharpened" else 1.0
-    histograms = gate_histograms(checkpoint, tiny_data, "valid", bins=20)
-    _, task = load_model(checkpoint, tiny_data)
-    task.load_dataset("valid")
-    for name, gates in zip(("input", "forget"), direct_gates(checkpoint, task, "valid", temperature), strict=True):
+    histograms = gate_histograms(checkpoint, tiny_data, "valid")
+    expected = direct_gates(checkpoint, task.dataset("valid"), temperature)
+    for name, gates in zip(("input", "forget"), expected, strict=True):
         counts = getattr(histograms, name)
         assert histograms.total == counts.sum() == len(gates)
         assert_counts_of(counts, gates, histograms.edges)
@@ -136,12 +77,12 @@ def test_histograms_are_those_of_a_loop_over_the_sentences(kind, tiny_data, requ
         assert 0.05 < below < 0.95 and 0.05 < above < 0.95
 
 
-def test_padding_is_left_out(tiny_data, sharpened):
-    histograms = gate_histograms(sharpened, tiny_data, "valid")
-    _, task = load_model(sharpened, tiny_data)
-    task.load_dataset("valid")
-    dataset = task.dataset("valid")
-    n_source, n_target = int(sum(dataset.src.sizes)), int(sum(dataset.tgt.sizes))
+@pytest.mark.parametrize("max_sentences", [1, 7, 50, 70, 400, 1000])
+def test_the_first_sentences_are_counted_without_their_padding(tiny_data, task, sharpened, max_sentences):
+    histograms = gate_histograms(sharpened, tiny_data, "train", max_sentences)
+    task.load_dataset("train")
+    dataset = task.dataset("train")
+    n_source, n_target = (int(sum(side.sizes[:max_sentences])) for side in (dataset.src, dataset.tgt))
     assert histograms.total == UNITS * LAYERS * (2 * n_source + n_target)
     assert histograms.input.sum() == histograms.forget.sum() == histograms.total
     assert (histograms.edges[0], histograms.edges[-1], len(histograms.edges)) == (0.0, 1.0, 51)
@@ -179,19 +120,11 @@ def test_hard_gates_are_all_0_or_1(tiny_data, sharpened, tmp_path):
         assert histograms.share_saturated(name) == 1.0
 
 
-@pytest.mark.parametrize("max_sentences", [1, 7, 50, 70, 400, 1000])
-def test_no_more_sentences_are_walked_than_asked_for(tiny_data, sharpened, monkeypatch, max_sentences):
-    sizes = []
-    forward = G2LSTMModel.forward
-
-    def counting(self, src_tokens, **more):
-        sizes.append(len(src_tokens))
-        return forward(self, src_tokens, **more)
-
-    monkeypatch.setattr(G2LSTMModel, "forward", counting)
-    histograms = gate_histograms(sharpened, tiny_data, "train", max_sentences=max_sentences)
-    assert sum(sizes) == min(max_sentences, 400)
-    assert histograms.total > 0
+def test_a_language_models_gates_are_counted_too(tiny_text, tmp_path):
+    folder = train_lm(tiny_text, tmp_path, "--max-update", 1, "--disable-validation")
+    n_tokens = len((tiny_text.parent / "valid.txt").read_text().split()) + 50  # an end of line after each
+    # two layers, of nine units and of eight
+    assert gate_histograms(folder / "checkpoint_last.pt", tiny_text).total == (9 + 8) * n_tokens
 
 
 # observe_gates
@@ -203,11 +136,8 @@ def model(sharpened, tiny_data) -> G2LSTMModel:
 
 
 @pytest.fixture(scope="module")
-def net_input(sharpened, tiny_data) -> dict[str, Tensor]:
-    _, task = load_model(sharpened, tiny_data)
-    task.load_dataset("valid")
-    dataset = task.dataset("valid")
-    return dataset.collater([dataset[i] for i in range(6)])["net_input"]
+def net_input(task) -> dict[str, Tensor]:
+    return batch(task, range(6))["net_input"]
 
 
 def test_observers_see_every_layer_and_direction_once_a_forward(model, net_input):

@@ -17,8 +17,8 @@ from conftest import ROOT, train_in_process, train_options
 from fairseq import checkpoint_utils
 from fairseq import options as fairseq_options
 
-from fairseq_g2lstm.analysis import load_model
 from fairseq_g2lstm.checkpoints import read_checkpoint
+from fairseq_g2lstm.loading import load_model
 
 # All need the model that `trained` trains.
 pytestmark = pytest.mark.slow

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from fairseq.logging import metrics
 from fairseq.tasks.translation import TranslationTask
 from omegaconf import OmegaConf
-from tiny_runs import build, build_stock, training_config
+from tiny_runs import batch, build, build_stock, training_config
 from torch import Tensor, nn
 
 from fairseq_g2lstm import ops
@@ -30,23 +29,6 @@ SHARES = ["input_gates_low", "input_gates_high", "forget_gates_low", "forget_gat
 TEMPERATURE = ["--gate-temperature-schedule", "linear", "--gate-temperature-start", 1.0]
 TEMPERATURE += ["--gate-temperature-end", 0.5, "--gate-temperature-updates", 10]
 NOISE = ["--gate-noise-schedule", "cosine", "--gate-noise-end", 0.6, "--gate-noise-updates", 8]
-
-
-@pytest.fixture(scope="module")
-def task(tiny_data: Path) -> TranslationTask:
-    task = TranslationTask.setup_task(training_config(tiny_data, "--arch", "lstm").task)
-    task.load_dataset("valid")
-    return task
-
-
-@pytest.fixture
-def sample(task: TranslationTask) -> dict:
-    return batch(task, range(8))
-
-
-def batch(task: TranslationTask, sentences) -> dict:
-    dataset = task.dataset("valid")
-    return dataset.collater([dataset[i] for i in sentences])
 
 
 @cache

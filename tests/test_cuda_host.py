@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from cuda_on_host import VARIABLE
 from operator_cases import F32, F64, MODES
 from torch import Tensor
@@ -26,7 +27,6 @@ from fairseq_g2lstm.philox import random_words
 from fairseq_g2lstm.reference import cell_step
 from fairseq_g2lstm.settings import GateMode
 
-ROOT = Path(__file__).resolve().parent.parent
 CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler (g++ or c++)")
 

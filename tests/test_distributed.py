@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, train_in_process, train_options
-from tiny_runs import assert_identical, build, free_port, training_config
+from tiny_runs import assert_identical, build, free_port
 
 from fairseq_g2lstm.checkpoints import read_checkpoint
 from fairseq_g2lstm.distributed import check_ranks_are_joined
@@ -175,10 +175,7 @@ def torchrun(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     yield monkeypatch
 
 
-def test_processes_that_nobody_joined_are_stopped_before_a_model_is_built(torchrun, tiny_data):
-    from fairseq.tasks.translation import TranslationTask
-
-    task = TranslationTask.setup_task(training_config(tiny_data, "--arch", "lstm").task)
+def test_processes_that_nobody_joined_are_stopped_before_a_model_is_built(torchrun, task):
     with pytest.raises(
         RuntimeError, match="torchrun started 2 processes, but fairseq has not joined them, so each would"
     ):

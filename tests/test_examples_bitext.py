@@ -2,11 +2,10 @@
 
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_module
 from example_texts import corpus, stand_in_for_fairseq_preprocess, write
 
 from examples.bitext import compare, prepare
@@ -14,8 +13,6 @@ from examples.common import preprocess
 from examples.common.errors import UserError
 from examples.common.generate_log import read_translations
 from examples.common.stages import Stages
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def arguments(folder: Path, out: Path, *more: str) -> list[str]:
@@ -113,27 +110,8 @@ def test_bitext_equals_what_the_commands_give_by_hand(tmp_path):
             bpe[split, language] = tmp_path / "out" / "bpe" / f"{split}.{language}"
             text = tmp_path / "out" / "text" / f"{split}.{language}"
             assert text.read_bytes() == (tmp_path / f"{split}.{language}").read_bytes()
-    by_hand = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "fairseq_cli.preprocess",
-            "-s",
-            "de",
-            "-t",
-            "en",
-            "--trainpref",
-            bpe["train", "de"].with_suffix(""),
-            "--validpref",
-            bpe["valid", "de"].with_suffix(""),
-            "--testpref",
-            bpe["test", "de"].with_suffix(""),
-            "--destdir",
-            tmp_path / "by-hand",
-        ],
-        capture_output=True,
-        cwd=tmp_path,
-    )
+    prefixes = [f"--{split}pref={bpe[split, 'de'].with_suffix('')}" for split in ("train", "valid", "test")]
+    by_hand = run_module("fairseq_cli.preprocess", "-s=de", "-t=en", *prefixes, "--destdir", tmp_path / "by-hand")
     assert by_hand.returncode == 0, by_hand.stderr
     names = sorted(path.name for path in (tmp_path / "by-hand").iterdir())
     assert len(names) == 15
@@ -206,12 +184,7 @@ def test_a_failing_fairseq_preprocess_leaves_nothing_and_is_quoted(tmp_path):
 
 def test_errors_reach_the_shell_as_one_sentence(tmp_path):
     given = arguments(tmp_path, tmp_path / "out", "--merges", "0")
-    done = subprocess.run(
-        [sys.executable, "-m", "examples.bitext.prepare", *given],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    done = run_module("examples.bitext.prepare", *given)
     assert (done.returncode, done.stderr) == (1, "error: --merges must be >= 1, got 0\n")
 
 
@@ -245,12 +218,7 @@ def test_translations_are_read_in_the_order_of_the_data(tmp_path):
 
 def test_the_log_command_writes_hypotheses_and_references(tmp_path):
     log = generate_log(tmp_path, BAD, REFERENCES, 42.2)
-    done = subprocess.run(
-        [sys.executable, "-m", "examples.common.generate_log", str(log)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    done = run_module("examples.common.generate_log", log)
     assert done.stdout == "Generate test with beam=5: BLEU4 = 42.2, 1/1/1/1 (BP=1.000)\n"
     assert (tmp_path / "test.hyp").read_text().splitlines() == BAD
     assert (tmp_path / "test.ref").read_text().splitlines() == REFERENCES
@@ -289,20 +257,7 @@ def test_the_better_system_is_ahead_and_like_ones_cannot_be_told_apart(tmp_path)
 
 def test_compare_prints_a_table_with_the_signature_and_keeps_it(tmp_path):
     compare_folders(tmp_path, BAD, REFERENCES)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "examples.bitext.compare",
-            str(tmp_path / "0"),
-            str(tmp_path / "1"),
-            "--out",
-            str(tmp_path / "result.json"),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    done = run_module("examples.bitext.compare", tmp_path / "0", tmp_path / "1", "--out", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
     assert f"| {tmp_path / '1'} | 100.00 | 100.00 ± 0.00 | 0.0010 | 1.0, 1/1/1/1" in done.stdout
     assert "tok:none" in done.stdout

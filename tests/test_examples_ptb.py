@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import run_module
+from conftest import ROOT, run_module
 from example_texts import write
 from lm_runs import write_text
 from test_examples_scripts import last, stub
@@ -24,7 +24,6 @@ from examples.common.errors import UserError
 from examples.ptb import compare, evaluation, prepare, run
 from examples.ptb.train_log import read_training, setting
 
-ROOT = Path(__file__).resolve().parent.parent
 # the last ones win over the recipe small
 TINY = ["--decoder-embed-dim", "8", "--decoder-hidden-size", "8", "--decoder-out-embed-dim", "8", "--log-interval", "2"]
 

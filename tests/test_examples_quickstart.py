@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,12 +10,12 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, run_module
 
 from examples.common.errors import UserError
 from examples.quickstart import arms, corpus, spell
 from examples.quickstart.run import parse_arguments
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"train": 3000, "valid": 200, "test": 200}
 
 _UNIT_WORDS = {
@@ -329,10 +328,8 @@ def test_the_corpus_is_a_function_of_the_seed(parts):
 
 def test_the_command_writes_the_same_corpus_in_another_process(parts, tmp_path):
     sizes = [f"--{part}={size}" for part, size in SIZES.items()]
-    subprocess.run(
-        [sys.executable, "-m", "examples.quickstart.corpus", "--out", str(tmp_path), *sizes],
-        cwd=ROOT, check=True, env={**os.environ, "PYTHONHASHSEED": "7"},
-    )  # fmt: skip
+    done = run_module("examples.quickstart.corpus", "--out", tmp_path, *sizes, env={"PYTHONHASHSEED": "7"})
+    assert done.returncode == 0, done.stderr
     for part, its in parts.items():
         for lang in corpus.LANGUAGES:
             lines = (tmp_path / f"{part}.{lang}").read_text(encoding="utf-8").splitlines()
@@ -396,10 +393,8 @@ def test_progress_reads_fairseqs_log():
 
 
 def run_quickstart(out: Path, *more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "examples.quickstart.run", "--smoke", "--threads", "1"]
-    return subprocess.run(
-        [*command, "--out", str(out), *more], cwd=ROOT, capture_output=True, text=True
-    )
+    options = ["--smoke", "--threads", 1, "--out", out, *more]
+    return run_module("examples.quickstart.run", *options, timeout=None)
 
 
 @pytest.mark.slow
@@ -427,8 +422,8 @@ def test_the_whole_quickstart_runs_and_a_second_call_repeats_nothing(tmp_path):
     assert again.stdout.count("finished before, kept") == 4
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == table
 
-    command = [sys.executable, "-m", "examples.gates.run", "--quickstart", str(tmp_path)]
-    report = subprocess.run([*command, "--out", str(tmp_path / "report")], cwd=ROOT, capture_output=True, text=True)
+    options = ["--quickstart", tmp_path, "--out", tmp_path / "report"]
+    report = run_module("examples.gates.run", *options, timeout=None)
     assert report.returncode == 0, report.stderr
     assert all(f"{arm}: read 40 sentences" in report.stderr for arm in arms.ARMS)
 

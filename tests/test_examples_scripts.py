@@ -6,9 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from example_texts import write
-
-ROOT = Path(__file__).resolve().parent.parent
 
 STUB = """#!/bin/sh
 case "$1" in

@@ -30,8 +30,6 @@ from examples.common.text import (
 )
 from examples.iwslt14 import prepare as iwslt14
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.mark.parametrize("suffix", OPENERS)
 def test_text_is_read_plain_or_compressed_and_only_a_newline_ends_a_line(tmp_path, suffix):

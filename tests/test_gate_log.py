@@ -27,19 +27,6 @@ OPTIONS = ["--encoder-bidirectional", "--disable-validation"]
 PLACES = [("encoder.lstm", 0, False), ("encoder.lstm", 0, True), ("decoder", 0, False)]
 
 
-@pytest.fixture(scope="module")
-def task(tiny_data: Path) -> TranslationTask:
-    task = TranslationTask.setup_task(training_config(tiny_data, "--arch", "lstm").task)
-    task.load_dataset("valid")
-    return task
-
-
-@pytest.fixture
-def sample(task: TranslationTask) -> dict:
-    dataset = task.dataset("valid")
-    return dataset.collater([dataset[i] for i in range(8)])
-
-
 def criterion_of(task: TranslationTask, folder: Path, *options: object):
     given = ["--arch", "g2lstm", "--criterion", "g2lstm_cross_entropy", "--save-dir", folder, *options]
     return task.build_criterion(training_config("data", *given).criterion)

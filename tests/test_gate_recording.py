@@ -1,7 +1,5 @@
 """Recorded gates against a loop over the sequences and against the reference, and recordings that leave no trace."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,14 +13,6 @@ from fairseq_g2lstm.gates import Record
 LENGTHS = [4, 7, 1, 5]
 # Sums in another order stray by some 1e-16 in float64.
 EQUAL = {"rtol": 0, "atol": 1e-12}
-
-
-@pytest.fixture(params=["kernels", "reference"])
-def backend(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "kernels" and ops.kernels_error() is not None:
-        pytest.skip("the kernels are not built: make kernels")
-    with ops.use_reference() if request.param == "reference" else nullcontext():
-        yield
 
 
 def build(**options: object) -> G2LSTM:

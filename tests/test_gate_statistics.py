@@ -1,8 +1,6 @@
 """Sums of gates against numpy on the gates themselves, and against a loop over the sequences."""
 
 import json
-from collections.abc import Iterator
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,19 +9,11 @@ from gate_loops import gates_of_sequence
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from fairseq_g2lstm import G2LSTM, ops
+from fairseq_g2lstm import G2LSTM
 from fairseq_g2lstm.gates import BINS, GATES, GateStatistics, Place, collect_statistics
 
 UNITS = 6
 LENGTHS = [4, 9, 1, 5, 9]
-
-
-@pytest.fixture(params=["kernels", "reference"])
-def backend(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "kernels" and ops.kernels_error() is not None:
-        pytest.skip("the kernels are not built: make kernels")
-    with ops.use_reference() if request.param == "reference" else nullcontext():
-        yield
 
 
 def arguments(n_steps: int, n_rows: int, dtype: torch.dtype = torch.float32) -> Tensor:

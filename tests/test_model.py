@@ -1,28 +1,14 @@
 """The fairseq model against the stock `lstm`, teacher-forced against incremental, and its options."""
 
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 import torch
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.models.lstm import LSTMModel, base_architecture
-from fairseq.tasks.translation import TranslationTask
+from tiny_runs import SMALL, build, build_stock, training_config
 
-import fairseq_g2lstm  # noqa: F401  registers the model
 from fairseq_g2lstm.config import ARCHITECTURES, G2LSTMConfig, resolve
 from fairseq_g2lstm.models.g2lstm import G2LSTMModel
 
-SMALL = {
-    "encoder_embed_dim": 7,
-    "encoder_hidden_size": 9,
-    "decoder_embed_dim": 7,
-    "decoder_hidden_size": 9,
-    "decoder_out_embed_dim": 9,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "dropout": 0.0,
-}
 VARIANTS = {
     "plain": {},
     "bidirectional": {"encoder_bidirectional": True},
@@ -32,36 +18,6 @@ VARIANTS = {
     "other output size": {"decoder_out_embed_dim": 5},
     "tied output": {"share_decoder_input_output_embed": True, "decoder_out_embed_dim": 7},
 }
-
-
-def training_config(*arguments: str):
-    from fairseq import options as fairseq_options
-
-    parser = fairseq_options.get_training_parser()
-    return convert_namespace_to_omegaconf(fairseq_options.parse_args_and_arch(parser, input_args=list(arguments)))
-
-
-@pytest.fixture(scope="module")
-def task(tiny_data: Path) -> TranslationTask:
-    task = TranslationTask.setup_task(training_config(str(tiny_data), "--arch", "lstm").task)
-    task.load_dataset("valid")
-    return task
-
-
-@pytest.fixture
-def sample(task: TranslationTask) -> dict:
-    dataset = task.dataset("valid")
-    return dataset.collater([dataset[i] for i in range(8)])
-
-
-def build(task: TranslationTask, **options) -> G2LSTMModel:
-    return G2LSTMModel.build_model(Namespace(_name="g2lstm", **{**SMALL, **options}), task)
-
-
-def build_stock(task: TranslationTask, **options) -> LSTMModel:
-    arguments = Namespace(criterion="cross_entropy", **{**SMALL, **options})
-    base_architecture(arguments)
-    return LSTMModel.build_model(arguments, task)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -220,7 +176,7 @@ def test_options_may_come_as_namespace_config_or_dataclass(kind):
 
 def test_the_command_lines_options_reach_the_model(tiny_data, task):
     arguments = ["--arch", "g2lstm_iwslt", "--gate-type", "sharpened", "--gate-temperature", "0.7"]
-    cfg = training_config(str(tiny_data), *arguments)
+    cfg = training_config(tiny_data, *arguments)
     assert cfg.generation.temperature == 1.0
     model = task.build_model(cfg.model)
     assert model.gate_settings.gate_type == "sharpened"

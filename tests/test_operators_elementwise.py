@@ -18,6 +18,7 @@ from operator_cases import (
     assert_near,
     dtype_name,
     needs_kernels,
+    threads,
 )
 from torch import Tensor
 
@@ -104,11 +105,8 @@ def test_dropout_is_the_same_with_two_threads(dtype):
     # More blocks than a thread takes at a time.
     x = torch.randn(64 * 1500 + 7, dtype=dtype)
     one = dropout(x, 0.3)
-    torch.set_num_threads(2)
-    try:
+    with threads(2):
         assert torch.equal(dropout(x, 0.3), one)
-    finally:
-        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
@@ -236,13 +234,10 @@ def test_cross_entropy_of_other_layouts(dtype):
 def test_cross_entropy_is_bit_identical_from_run_to_run_and_for_two_threads(dtype):
     logits, targets = problem(50, 333, dtype)
     first = losses_and_gradient(ops.cross_entropy, logits, targets)
-    try:
-        for n_threads in (1, 2, 2):
-            torch.set_num_threads(n_threads)
-            for one, other in zip(losses_and_gradient(ops.cross_entropy, logits, targets), first, strict=True):
-                assert torch.equal(one, other)
-    finally:
-        torch.set_num_threads(1)
+    for n_threads in (1, 2, 2):
+        with threads(n_threads):
+            results = losses_and_gradient(ops.cross_entropy, logits, targets)
+        assert all(torch.equal(*pair) for pair in zip(results, first, strict=True))
 
 
 @given(n_rows=st.integers(1, 20), n_classes=st.integers(1, 100), dtype=st.sampled_from(DTYPES), ignored=st.booleans())

@@ -25,6 +25,7 @@ from operator_cases import (
     needs_kernels,
     run_operator,
     run_reference,
+    threads,
 )
 from torch import Tensor
 
@@ -84,10 +85,8 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
 def n_threads(request) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with threads(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt", "ss"])

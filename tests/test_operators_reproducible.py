@@ -2,8 +2,6 @@
 splits of the batch and other instruction sets."""
 
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,6 +31,7 @@ from operator_cases import (
     needs_kernels,
     results_of_all_operators,
     run_operator,
+    threads,
     with_dtypes,
 )
 from torch import Tensor
@@ -58,16 +57,6 @@ CASES = with_dtypes(
 
 def name_of(case: Case) -> str:
     return f"{case_name[type(case)]}-{case.h_size}-{dtype_name(case.dtype)}"
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # Run to run

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from operator_cases import needs_kernels
+from operator_cases import needs_kernels, threads
 from packed_weights import KINDS, integers, matrix
 from torch import Tensor
 
@@ -117,11 +117,8 @@ def test_wide_matrices_are_multiplied_block_by_block(fine: bool):
     expected = linear(x, packed, bias, fine)
     found = ops.linear(x, packed, bias, fine)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=bound)
-    torch.set_num_threads(2)  # whose shares of the columns end within a tile
-    try:
+    with threads(2):  # whose shares of the columns end within a tile
         assert torch.equal(ops.linear(x, packed, bias, fine), found)
-    finally:
-        torch.set_num_threads(1)
 
 
 @needs_kernels

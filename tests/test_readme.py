@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from fairseq.tasks.language_modeling import LanguageModelingConfig
 
 from fairseq_g2lstm import config_lm
@@ -15,7 +15,6 @@ from fairseq_g2lstm.criterions.activation import ActivationConfig
 from fairseq_g2lstm.optim.nt_asgd import NTASGDConfig
 from fairseq_g2lstm.tasks.language_modeling import G2LSTMLanguageModelingConfig
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 

@@ -2,7 +2,7 @@
 
 import socket
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ def generation_config(*options: object) -> Any:
     given = ["--user-dir", PLUGIN, "--cpu", "--num-workers", 0, *options]
     arguments = fairseq_options.parse_args_and_arch(parser, input_args=[str(option) for option in given])
     return convert_namespace_to_omegaconf(arguments)
+
+
+def batch(task: Any, sentences: Iterable[int]) -> dict[str, Any]:
+    """Sentences of a task's validation set, by number, as a batch."""
+    dataset = task.dataset("valid")
+    return dataset.collater([dataset[i] for i in sentences])
 
 
 def build(task: Any, **options: Any) -> G2LSTMModel:

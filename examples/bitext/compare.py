@@ -9,7 +9,6 @@ bootstrap resampling (Koehn, Statistical Significance Tests for Machine Translat
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from sacrebleu.significance import PairedTest
 from examples.common.errors import UserError, run_main
 from examples.common.files import read_lines, write_text
 from examples.common.generate_log import Translations, read_translations
+from examples.common.options import docstring_parser
 
 SIGNIFICANT = 0.05
 
@@ -140,13 +140,7 @@ def load(
 
 def main() -> None:
     """The command."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.bitext.compare",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.bitext.compare", __doc__)
     parser.add_argument("folders", nargs="+", metavar="DIR")
     parser.add_argument(
         "--subset", default="test", metavar="NAME", help="compare generate-NAME.txt (default: test)"

@@ -15,20 +15,15 @@ from pathlib import Path
 
 from examples.common.errors import UserError, run_main
 from examples.common.files import find_text, read_pairs
-from examples.common.preprocess import SPLITS, segment_and_binarise, sides
+from examples.common.options import docstring_parser
+from examples.common.preprocess import SPLITS, add_segmentation, check_segmentation, segment_and_binarise, sides
 from examples.common.stages import Stages
 from examples.common.text import TOKENIZERS, Cleaning, LineFormat, prepare_text
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.bitext.prepare",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.bitext.prepare", __doc__)
     parser.add_argument("--source-lang", required=True, metavar="LANG")
     parser.add_argument("--target-lang", required=True, metavar="LANG")
     for split in SPLITS:
@@ -46,13 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="none for text that is tokenised already (default: moses)",
     )
     parser.add_argument("--lowercase", action="store_true", help="lower-case both sides")
-    parser.add_argument(
-        "--merges",
-        type=int,
-        default=10000,
-        metavar="N",
-        help="merges of the joint byte-pair encoding (default: 10000)",
-    )
+    add_segmentation(parser, merges=10000)
     parser.add_argument(
         "--max-length",
         type=int,
@@ -72,9 +61,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="one dictionary for both languages, as --share-all-embeddings needs",
     )
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes (default: 1)"
-    )
     return parser.parse_args(arguments)
 
 
@@ -87,10 +73,7 @@ def prepare(options: argparse.Namespace) -> None:
     languages = (options.source_lang, options.target_lang)
     if languages[0] == languages[1]:
         raise UserError(f"source and target language must differ, got {languages[0]!r} twice")
-    if options.merges < 1:
-        raise UserError(f"--merges must be >= 1, got {options.merges}")
-    if options.workers < 1:
-        raise UserError(f"--workers must be >= 1, got {options.workers}")
+    check_segmentation(options)
     line_format = LineFormat(options.tokenizer, options.lowercase)
     cleaning = Cleaning(options.max_length, options.max_ratio)
     raw = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -43,28 +44,59 @@ def fairseq_preprocess(
     Raises:
         UserError: fairseq-preprocess failed; the end of what it said is given.
     """
-    command = [sys.executable, "-m", "fairseq_cli.preprocess"]
-    command += ["--source-lang", languages[0], "--target-lang", languages[1]]
-    for split, prefix in splits.items():
-        command += [f"--{split}pref", str(prefix)]
-    if joined_dictionary:
-        command.append("--joined-dictionary")
-    command += ["--workers", str(max(1, workers))]
+    given = ["--source-lang", languages[0], "--target-lang", languages[1]]
+    given += ["--joined-dictionary"] if joined_dictionary else []
     with atomic_directory(data_bin) as part:
-        done = subprocess.run(
-            [*command, "--destdir", str(part)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONUTF8": "1"},
-        )
-        if done.returncode:
-            tail = "\n".join(done.stdout.splitlines()[-15:])
-            raise UserError(f"fairseq-preprocess failed with {done.returncode}; it said:\n{tail}")
+        run_fairseq_preprocess(part, splits, *given, "--workers", str(max(1, workers)))
         sizes = [
             len((part / f"dict.{lang}.txt").read_text("utf-8").splitlines()) for lang in languages
         ]
     return f"dictionaries of {sizes[0]} and {sizes[1]} types"
+
+
+def run_fairseq_preprocess(folder: Path, splits: Mapping[str, Path], *options: str) -> None:
+    """Run fairseq-preprocess on each split's prefix or file.
+
+    Raises:
+        UserError: it failed; the end of what it said is given.
+    """
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", *options, f"--destdir={folder}"]
+    command += [f"--{split}pref={path}" for split, path in splits.items()]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-15:])
+        raise UserError(f"fairseq-preprocess failed with {done.returncode}; it said:\n{tail}")
+
+
+def add_segmentation(parser: argparse.ArgumentParser, merges: int) -> None:
+    """Add the options of `segment_and_binarise` that every bitext has; `merges` is the default."""
+    parser.add_argument(
+        "--merges",
+        type=int,
+        default=merges,
+        metavar="N",
+        help="merges of the joint byte-pair encoding (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)"
+    )
+
+
+def check_segmentation(options: argparse.Namespace) -> None:
+    """Check what `add_segmentation` added.
+
+    Raises:
+        UserError: a number is below 1.
+    """
+    for name in ("merges", "workers"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} must be >= 1, got {getattr(options, name)}")
 
 
 def segment_split(

@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 
 from examples.common.errors import UserError, run_main
+from examples.common.options import docstring_parser
 from examples.common.stages import Stages
 from examples.compression import report
 from examples.compression.evaluation import Result, Settings, evaluate
@@ -41,13 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: models or data are missing, names that do not serve, a number out of range.
     """
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.compression.run",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.compression.run", __doc__)
     parser.add_argument("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="all of one data set")
     parser.add_argument("--data", type=Path, metavar="DATA_BIN", help="fairseq's data folder")
     parser.add_argument("--quickstart", nargs="?", type=Path, const=Path("runs/quickstart"), metavar="DIR",

@@ -6,12 +6,12 @@
 writes report.html, and the tables and pictures that it is made of, to runs/gates.
 """
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
 
 from examples.common.errors import UserError, run_main
+from examples.common.options import docstring_parser
 from examples.quickstart.arms import ARMS
 from fairseq_g2lstm.gates.__main__ import main as make_report
 
@@ -34,13 +34,7 @@ def report_arguments(quickstart: Path, out: Path, more: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.gates.run",
-        description=summary,
-        epilog=usage + "\nOther options go to python -m fairseq_g2lstm.gates.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.gates.run", __doc__, "\nOther options go to python -m fairseq_g2lstm.gates.")
     parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), metavar="DIR",
                         help="where it wrote to (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/gates"), metavar="DIR", help="default: %(default)s")

@@ -21,7 +21,8 @@ from examples.common.download import Remote, fetch
 from examples.common.errors import UserError, run_main
 from examples.common.files import read_pairs
 from examples.common.markup import read_segments, read_tagged
-from examples.common.preprocess import segment_and_binarise, segment_split, sides
+from examples.common.options import docstring_parser
+from examples.common.preprocess import add_segmentation, check_segmentation, segment_and_binarise, segment_split, sides
 from examples.common.stages import Stages
 from examples.common.text import Cleaning, LineFormat, prepare_text, write_pairs
 
@@ -39,13 +40,7 @@ VALID_EVERY = 23
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.iwslt14.prepare",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.iwslt14.prepare", __doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument(
         "--archive",
@@ -54,13 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="the archive, as tgz or tar.xz, instead of downloading it",
     )
     parser.add_argument("--url", default=URL, help=f"where to download it (default: {URL})")
-    parser.add_argument(
-        "--merges",
-        type=int,
-        default=10000,
-        metavar="N",
-        help="merges of the joint byte-pair encoding (default: 10000)",
-    )
+    add_segmentation(parser, merges=10000)
     parser.add_argument(
         "--test-only", action="store_true", help="prepare only the test set's text; needs --codes"
     )
@@ -69,9 +58,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         metavar="PATH",
         help="with --test-only, the byte-pair encoding to apply",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes (default: 1)"
     )
     return parser.parse_args(arguments)
 
@@ -140,10 +126,7 @@ def prepare(options: argparse.Namespace) -> None:
     Raises:
         UserError: a bad option; an archive that is missing, damaged or the wrong one.
     """
-    if options.workers < 1:
-        raise UserError(f"--workers must be >= 1, got {options.workers}")
-    if options.merges < 1:
-        raise UserError(f"--merges must be >= 1, got {options.merges}")
+    check_segmentation(options)
     if options.test_only != (options.codes is not None):
         raise UserError("--test-only and --codes PATH belong together: give both or neither")
     stages = Stages(options.out)

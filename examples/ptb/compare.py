@@ -9,7 +9,6 @@ a row of its own, and one that cannot be compared is named below.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from typing import Any
 
 from examples.common.errors import UserError, run_main
 from examples.common.files import part_path, write_text
+from examples.common.options import docstring_parser
 from examples.ptb.trained_runs import Run, read_run
 
 GATES = ("gumbel", "sharpened", "sigmoid", "stock")
@@ -271,13 +271,7 @@ def report(folders: Sequence[str], out: Path, results: Sequence[str] = RESULTS) 
 
 def main() -> None:
     """The command."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.ptb.compare",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.ptb.compare", __doc__)
     parser.add_argument("folders", nargs="+", metavar="DIR")
     parser.add_argument(
         "--results",

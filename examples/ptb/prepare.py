@@ -9,15 +9,13 @@ line, words separated by spaces, and writes data/ptb/text and, for fairseq, data
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from examples.common.errors import UserError, run_main
 from examples.common.files import atomic_directory, atomic_writers, find_text, read_lines
-from examples.common.preprocess import SPLITS
+from examples.common.options import docstring_parser
+from examples.common.preprocess import SPLITS, run_fairseq_preprocess
 from examples.common.stages import Stages
 
 # Tokens of Mikolov's preparation with an end of sentence for each line, as everyone counts them, and
@@ -33,13 +31,7 @@ SOURCE = (
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.ptb.prepare",
-        description=summary,
-        epilog=f"{usage}\n{SOURCE}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.ptb.prepare", __doc__, f"\n{SOURCE}.")
     parser.add_argument(
         "--corpus", required=True, type=Path, metavar="FOLDER", help="of the three files"
     )
@@ -134,20 +126,9 @@ def binarise(data_bin: Path, text: Mapping[str, Path]) -> str:
     Raises:
         UserError: fairseq-preprocess failed; the end of what it said is given.
     """
-    # By default fairseq rounds the dictionary's size up to a multiple of eight with types of no text.
-    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--only-source", "--padding-factor=1"]
-    command += [f"--{split}pref={text[split]}" for split in SPLITS]
     with atomic_directory(data_bin) as part:
-        done = subprocess.run(
-            [*command, f"--destdir={part}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONUTF8": "1"},
-        )
-        if done.returncode:
-            tail = "\n".join(done.stdout.splitlines()[-15:])
-            raise UserError(f"fairseq-preprocess failed with {done.returncode}; it said:\n{tail}")
+        # By default fairseq rounds the dictionary's size up to a multiple of eight with types of no text.
+        run_fairseq_preprocess(part, text, "--only-source", "--padding-factor=1")
         listed = len((part / "dict.txt").read_text("utf-8").splitlines())
     return f"a dictionary of {listed + 4:,} types with <s>, <pad>, </s> and <unk>"
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from examples.common.errors import UserError, run_main
 from examples.common.files import write_text
+from examples.common.options import docstring_parser
 from examples.common.stages import Stages, sha256_of
 from examples.ptb import compare, prepare
 from examples.ptb.train_log import Validation, setting, settings_of_line, step_of_line, validation_of_line
@@ -46,13 +47,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.ptb.run",
-        description=summary,
-        epilog=f"{usage}\n{prepare.SOURCE}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.ptb.run", __doc__, f"\n{prepare.SOURCE}.")
     parser.add_argument("--corpus", required=True, type=Path, metavar="FOLDER", help="as prepare takes it")
     parser.add_argument("--any-text", action="store_true", help="take another text, as prepare does")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")

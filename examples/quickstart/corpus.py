@@ -7,7 +7,6 @@ split into train, valid and test goes by the value: each belongs to one of the t
     python -m examples.quickstart.corpus --out DIR [--train N --valid N --test N --seed N]
 """
 
-import argparse
 import datetime
 import hashlib
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from random import Random
 
 from examples.common.errors import UserError, run_main
 from examples.common.files import atomic_writers
+from examples.common.options import docstring_parser
 from examples.common.preprocess import sides
 from examples.quickstart import spell
 
@@ -325,13 +325,7 @@ def write(parts: dict[str, list[Pair]], folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.quickstart.corpus",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.quickstart.corpus", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the six text files")
     for part, size in (("train", 30_000), ("valid", 500), ("test", 1_000)):
         parser.add_argument(f"--{part}", type=int, default=size, metavar="N",

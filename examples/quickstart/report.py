@@ -23,6 +23,7 @@ from examples.common.generate_log import read_translations
 from examples.quickstart.arms import ARMS
 from fairseq_g2lstm.analysis import gate_histograms
 from fairseq_g2lstm.checkpoints import read_checkpoint
+from fairseq_g2lstm.gates import GATES
 
 # fairseq sets everyone's logging to the level of detail of its own, and asks for pinned memory
 logging.getLogger().setLevel(logging.WARNING)
@@ -32,7 +33,6 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import PercentFormatter  # noqa: E402
 
 _PACKAGES = ("torch", "ve-fairseq", "sacrebleu", "num2words", "babel")
-KINDS_OF_GATES = ("input", "forget")
 # Okabe and Ito's blue and vermilion, told apart by all kinds of colour vision
 _COLOURS = {"input": "#0072B2", "forget": "#D55E00"}
 
@@ -105,7 +105,7 @@ def evaluate(
         arm,
         bleu=float(score.score),
         exact=exact_share(hypotheses, right),
-        saturated={kind: float(gates.share_saturated(kind)) for kind in KINDS_OF_GATES},
+        saturated={kind: float(gates.share_saturated(kind)) for kind in GATES},
         histograms={"input": gates.input.tolist(), "forget": gates.forget.tolist()},
         seconds=float(
             read_checkpoint(folder / "checkpoint_last.pt")["extra_state"]["previous_training_time"]
@@ -171,7 +171,7 @@ def draw_gates(rows: list[Row], path: Path) -> None:
         layout="constrained",
     )
     for column, row in enumerate(rows):
-        for line, kind in enumerate(KINDS_OF_GATES):
+        for line, kind in enumerate(GATES):
             axis, counts = axes[line][column], row.histograms[kind]
             shares = [count / sum(counts) for count in counts]
             width = 1 / len(counts)

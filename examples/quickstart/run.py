@@ -21,6 +21,7 @@ from pathlib import Path
 
 from examples.common.errors import UserError, run_main
 from examples.common.files import write_text
+from examples.common.options import docstring_parser
 from examples.common.preprocess import segment_and_binarise, sides
 from examples.common.stages import Stages
 from examples.quickstart import corpus
@@ -38,13 +39,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: a number out of range, an unknown arm.
     """
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.quickstart.run",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.quickstart.run", __doc__)
     cores = len(os.sched_getaffinity(0))
     numbers = {
         "updates": (3_000, "of each training"),

@@ -22,7 +22,8 @@ from examples.common.download import Remote, fetch, verify
 from examples.common.errors import UserError, run_main
 from examples.common.files import read_lines, read_pairs
 from examples.common.markup import read_segments
-from examples.common.preprocess import segment_and_binarise, sides
+from examples.common.options import docstring_parser
+from examples.common.preprocess import add_segmentation, check_segmentation, segment_and_binarise, sides
 from examples.common.stages import Stages
 from examples.common.text import Cleaning, LineFormat, prepare_text, write_pairs
 
@@ -93,13 +94,7 @@ CLEANING_SEGMENTED = Cleaning(max_length=250, max_ratio=1.5)
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    summary, usage = (__doc__ or "").split("\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.wmt14_en_de.prepare",
-        description=summary,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = docstring_parser("examples.wmt14_en_de.prepare", __doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument(
         "--archives",
@@ -118,20 +113,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="do not compare with the published checksums, for repacked archives",
     )
-    parser.add_argument(
-        "--merges",
-        type=int,
-        default=32000,
-        metavar="N",
-        help="merges of the joint byte-pair encoding (default: 32000)",
-    )
+    add_segmentation(parser, merges=32000)
     parser.add_argument(
         "--joined-dictionary",
         action="store_true",
         help="one dictionary for both languages, as --share-all-embeddings needs",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes (default: 1)"
     )
     return parser.parse_args(arguments)
 
@@ -193,10 +179,7 @@ def prepare(options: argparse.Namespace) -> None:
     Raises:
         UserError: a bad option; an archive that is missing, damaged or the wrong one.
     """
-    if options.workers < 1:
-        raise UserError(f"--workers must be >= 1, got {options.workers}")
-    if options.merges < 1:
-        raise UserError(f"--merges must be >= 1, got {options.merges}")
+    check_segmentation(options)
     stages = Stages(options.out)
     corpora = (*TRAINING, VALID, TEST)
     archives = [find_archive(corpus, options) for corpus in corpora]

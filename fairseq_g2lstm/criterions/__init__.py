@@ -19,14 +19,12 @@ from torch import Tensor
 
 from .. import ops
 from ..gate_stats import GateCounts, observe_gates
-from ..gates.statistics import GateStatistics, Place, collect_statistics
+from ..gates.statistics import GATES, GateStatistics, Place, collect_statistics
 from ..gates.training import GateLog
 from ..models.gated import GatedModel
 from ..schedules import SCHEDULES, Schedule
 from ..settings import check_probability, check_temperature
 from .activation import ActivationConfig, RegularisedCrossEntropyCriterion
-
-_KINDS = ("input", "forget")
 
 
 @dataclass
@@ -129,7 +127,7 @@ class GateScheduleMixin:
             loss, sample_size, log = super().forward(model, sample, reduce)  # type: ignore[misc]
         if counts is not None:
             log["gate_count"] = counts.total
-            for number, kind in enumerate(_KINDS):
+            for number, kind in enumerate(GATES):
                 log[f"{kind}_gates_low"] = counts.low[number]
                 log[f"{kind}_gates_high"] = counts.high[number]
         if statistics is not None:
@@ -152,7 +150,7 @@ class GateScheduleMixin:
             for key in ("gumbel_temperature", "gumbel_noise_prob"):
                 metrics.log_scalar(key, total(key) / forwards, forwards, round=4)
         if count > 0:
-            for kind in _KINDS:
+            for kind in GATES:
                 for side in ("low", "high"):
                     key = f"{kind}_gates_{side}"
                     metrics.log_scalar(key, total(key) / count, count, round=4)

@@ -1,7 +1,7 @@
 """Models read through a data set: statistics of all their gates, and the gates of chosen sentences token by token."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +11,6 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from ..analysis import load_split
 from ..checkpoints import read_checkpoint
 from ..loading import load_model
 from ..models.g2lstm import G2LSTMModel
@@ -87,8 +86,7 @@ class Reader:
             self.n_sentences = len(self._ends)
             self.languages: tuple[str, ...] = ()
         else:
-            load_split(self._task, data, split)
-            self._dataset = self._task.dataset(split)
+            self._dataset = _load_pairs(self._task, data, split)
             self.n_sentences = len(self._dataset)
             self.languages = (self._task.cfg.source_lang, self._task.cfg.target_lang)
         if self.n_sentences == 0:
@@ -212,17 +210,33 @@ class Reader:
         return statistics, sentences
 
 
+def _load_pairs(task: Any, data: str | Path, split: str) -> Any:
+    with _errors_naming(data, split):
+        task.load_dataset(split)
+        dataset = task.dataset(split)
+        if dataset.tgt is None:
+            raise FileNotFoundError(f"{split}: no target language")
+        dataset[len(dataset) - 1]  # a truncated file ends before its last sentence
+    return dataset
+
+
 def _load_text(task: Any, data: str | Path, split: str) -> np.ndarray:
-    try:
+    with _errors_naming(data, split):
         task.load_dataset(split)
         tokens = task.dataset(split).tokens
+    if len(tokens) == 0:
+        raise ValueError(f"split {split!r} of {data} holds no sentence")
+    return tokens
+
+
+@contextmanager
+def _errors_naming(data: str | Path, split: str) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no split {split!r} in {data}: give one that fairseq-preprocess has made") from error
     except (ValueError, AssertionError) as error:
         raise ValueError(f"split {split!r} of {data} holds no sentence or is truncated: {error}") from error
-    if len(tokens) == 0:
-        raise ValueError(f"split {split!r} of {data} holds no sentence")
-    return tokens
 
 
 def _check_finite(statistics: dict[Place, GateStatistics]) -> None:
