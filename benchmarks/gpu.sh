@@ -42,7 +42,7 @@ for name in "${steps[@]}"; do
     case $name in
         build) FAIRSEQ_G2LSTM_REQUIRE_KERNELS=1 step build python3 setup.py build_ext --inplace ;;
         test)
-            # several tests at a time where pytest-xdist is: alone they take longer than a lease of minutes may last
+            # several files at a time where pytest-xdist is: one after the other they take long
             processes=$(python3 -c "import os, xdist; print(max(1, len(os.sched_getaffinity(0)) // 2))" 2>/dev/null)
             step test python3 -m pytest -q ${processes:+--numprocesses "$processes" --dist loadfile} \
                 ${SMOKE:+tests/test_cuda.py tests/test_philox.py}

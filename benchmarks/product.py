@@ -17,6 +17,7 @@ from benchmarks import machine
 from benchmarks.comparison import write_json
 from benchmarks.tables import product_markdown
 from benchmarks.timing import ratio, time_interleaved
+from examples.common.errors import UserError
 from examples.common.files import write_text
 
 Result = dict[str, Any]
@@ -73,7 +74,13 @@ def run(settings: Settings) -> Result:
 
     Returns:
         What stands in results.json.
+
+    Raises:
+        UserError: the compiled kernels are not there.
     """
+    missing = machine.kernels_missing("cpu")
+    if missing is not None:
+        raise UserError(f"there is nothing to compare with torch: {missing}")
     result: Result = {
         "benchmark": "product",
         "complete": False,

@@ -119,6 +119,12 @@ def test_each_round_begins_with_another_one():
     assert list(in_turns([], 2)) == []
 
 
+def test_the_product_benchmark_needs_the_kernels(tmp_path, monkeypatch):
+    monkeypatch.setattr(ops, "kernels_error", lambda: "not built")
+    with pytest.raises(UserError, match="not built"):
+        run.main(["product", "--smoke", "--out", str(tmp_path)])
+
+
 @pytest.mark.skipif(ops.kernels_error() is not None, reason=f"no compiled operators: {ops.kernels_error()}")
 def test_the_product_benchmark_writes_speeds_and_errors(tmp_path):
     run.main(["product", "--smoke", "--threads", "1", "--out", str(tmp_path)])

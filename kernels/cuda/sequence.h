@@ -29,14 +29,14 @@
 
 namespace g2lstm::cuda {
 
-// A block's product: the left side's rows (kRows, depth), which stand in global memory, times its weights. The left side
-// comes in pieces, kSlots of which are on their way or in use.
+// A block's product: the left side's rows (kRows, depth), which stand in global memory, times its weights. The left
+// side comes in pieces, kSlots of which are on their way or in use.
 template <class T, int kRows, int kColumns, class Grid>
 struct BlockProduct {
   using Smallest = typename Grid::template Tile<T, 1, 1>;
-  static constexpr int kTwo = 2;  // a warp multiplies each piece of shared memory that it loads twice where it can
-  static constexpr int kDown = kRows / Smallest::kRows < kTwo ? kRows / Smallest::kRows : kTwo;
-  static constexpr int kAcross = kColumns / Smallest::kColumns < kTwo ? kColumns / Smallest::kColumns : kTwo;
+  static constexpr int kReuse = 2;  // how often a warp multiplies what it loads of shared memory, where it can
+  static constexpr int kDown = kRows / Smallest::kRows < kReuse ? kRows / Smallest::kRows : kReuse;
+  static constexpr int kAcross = kColumns / Smallest::kColumns < kReuse ? kColumns / Smallest::kColumns : kReuse;
   using Tile = typename Grid::template Tile<T, kDown, kAcross>;
 
   static constexpr int kTilesDown = kRows / Tile::kRows;
