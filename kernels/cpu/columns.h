@@ -31,5 +31,22 @@ struct Target {
   int width[2];
 };
 
+// Where the vectors v and v + 1 of a block stand in `out`; `start` is null or starts the sums.
+template <class F>
+Target<F> target_of(
+    const Columns& columns, std::int64_t block, int v, F* out, std::int64_t stride, const F* start,
+    std::int64_t start_stride) {
+  Target<F> target;
+  target.stride = stride;
+  target.start_stride = start_stride;
+  for (int i = 0; i < 2; ++i) {
+    const VectorColumns place = vector_columns<F>(columns, block, v + i);
+    target.data[i] = out + place.begin;
+    target.start[i] = start == nullptr ? nullptr : start + place.begin;
+    target.width[i] = place.width;
+  }
+  return target;
+}
+
 }  // namespace
 }  // namespace g2lstm

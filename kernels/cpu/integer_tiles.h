@@ -4,7 +4,7 @@
 // both bytes' products are exact in 32 bits up to kLargestK.
 #pragma once
 
-#include "planes.h"
+#include "tiles.h"
 
 namespace g2lstm {
 namespace {

@@ -5,7 +5,7 @@
 #include "core.h"
 #include "vec.h"
 #ifdef G2LSTM_AMX
-#include "planes.h"
+#include "plane_products.h"
 #endif
 
 namespace g2lstm {
@@ -107,15 +107,7 @@ void multiply_block(
   const std::int64_t panel_size = product.size_k * 2 * kLanes<F>;
   const int panels = columns.groups == 1 ? 1 : 2;
   for (int p = 0; p < panels; ++p) {
-    Target<F> target;
-    target.stride = stride;
-    target.start_stride = start_stride;
-    for (int v = 0; v < 2; ++v) {
-      const VectorColumns place = vector_columns<F>(columns, block, 2 * p + v);
-      target.data[v] = out + place.begin;
-      target.start[v] = start == nullptr ? nullptr : start + place.begin;
-      target.width[v] = place.width;
-    }
+    const auto target = target_of<F>(columns, block, 2 * p, out, stride, start, start_stride);
     multiply_panel(product, product.packed + (block * panels + p) * panel_size, target, row_begin, row_end);
   }
 }

@@ -1,0 +1,89 @@
+// What all that runs on AMX's tiles shares: their shapes, memory of a thread, 16 vectors transposed.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdlib>
+#include <new>
+
+#include "core.h"
+#include "vec.h"
+
+namespace g2lstm {
+namespace {
+
+// GCC's tile instructions do not say that they read and write memory.
+G2LSTM_INLINE void tiles_and_memory() { asm volatile("" ::: "memory"); }
+
+// A thread's own memory, which grows and is kept.
+class Scratch {
+ public:
+  ~Scratch() { std::free(data_); }
+  std::uint8_t* get(std::size_t size) {
+    if (size > size_) {
+      std::free(data_);
+      size_ = 0;
+      data_ = static_cast<std::uint8_t*>(std::aligned_alloc(64, (size + 63) / 64 * 64));
+      if (data_ == nullptr) throw std::bad_alloc();
+      size_ = size;
+    }
+    return data_;
+  }
+
+ private:
+  std::uint8_t* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+struct alignas(64) TileConfig {
+  std::uint8_t palette = 1;
+  std::uint8_t start_row = 0;
+  std::uint8_t reserved[14] = {};
+  std::uint16_t column_bytes[16] = {};
+  std::uint8_t rows[16] = {};
+
+  void set(int tile, std::int64_t n_rows, std::int64_t bytes) {
+    if (n_rows == 0 || bytes == 0) return;
+    rows[tile] = static_cast<std::uint8_t>(n_rows);
+    column_bytes[tile] = static_cast<std::uint16_t>(bytes);
+  }
+};
+
+G2LSTM_INLINE void load_config(const TileConfig& config) {
+  tiles_and_memory();
+  _tile_loadconfig(&config);
+}
+
+// Rows become columns.
+G2LSTM_INLINE void transpose(__m512 (&rows)[16]) {
+  __m512 t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m512d a = _mm512_castps_pd(t[4 * i + j]), b = _mm512_castps_pd(t[4 * i + 2 + j]);
+      rows[4 * i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+      rows[4 * i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    t[j] = _mm512_shuffle_f32x4(rows[j], rows[4 + j], 0x88);
+    t[4 + j] = _mm512_shuffle_f32x4(rows[j], rows[4 + j], 0xdd);
+    t[8 + j] = _mm512_shuffle_f32x4(rows[8 + j], rows[12 + j], 0x88);
+    t[12 + j] = _mm512_shuffle_f32x4(rows[8 + j], rows[12 + j], 0xdd);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    rows[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
+    rows[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
+  }
+}
+
+}  // namespace
+}  // namespace g2lstm
