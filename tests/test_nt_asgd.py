@@ -135,6 +135,18 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(averaging: bool, in_place: boo
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_what_was_saved_on_a_gpu_goes_on_without_one():
+    optimizer = make(start())
+    optimizer.start_averaging()
+    take_steps(optimizer, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert [group["capturable"] for group in saved["param_groups"]] == [False]
+    saved["param_groups"][0]["capturable"] = True
+    resumed = make([weight.detach().clone() for weight in optimizer.params])
+    resumed.load_state_dict(saved)
+    torch.testing.assert_close(take_steps(resumed, 1, seed=3), take_steps(optimizer, 1, seed=3))
+
+
 def test_before_the_first_step_there_are_no_averages_to_use():
     optimizer = make(start())
     optimizer.start_averaging()

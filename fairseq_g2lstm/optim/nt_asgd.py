@@ -134,6 +134,9 @@ class NTASGD(FairseqOptimizer):
         self.restored = True
         if state_dict["averaging"]:
             self.start_averaging()
+            # of the device that the parameters are on now, not of the one that they were saved from
+            capturable = self.param_groups[0]["capturable"]
+            inner["param_groups"] = [{**group, "capturable": capturable} for group in inner["param_groups"]]
         self._holds_averages = any("raw" in state for state in inner["state"].values())
         if self._holds_averages:
             inner["state"] = {key: _renamed(state, "raw", "ax") for key, state in inner["state"].items()}
