@@ -23,6 +23,7 @@ from test_examples_scripts import last, stub
 from examples.common.errors import UserError
 from examples.ptb import compare, evaluation, prepare, run
 from examples.ptb.train_log import read_training, setting
+from examples.ptb.trained_runs import read_run
 
 # the last ones win over the recipe small
 TINY = ["--decoder-embed-dim", "8", "--decoder-hidden-size", "8", "--decoder-out-embed-dim", "8", "--log-interval", "2"]
@@ -501,11 +502,11 @@ def test_a_log_of_no_training_gets_a_sentence(tmp_path, text):
 def make_run(folder: Path, gates: str, seed: int, test: float | None, **options) -> str:
     valid = options.pop("valid", [50, 40, 30, 20])
     context = options.pop("context", "all of the text before the word")
-    cache = options.pop("cache", None)
+    result = options.pop("result", {})
     place = folder / f"{gates}-{seed}"
     write(place / "train.log", log_text([valid], gates=gates, seed=seed, **options))
     if test is not None:
-        result = {"perplexity": test, "updates": 10 * len(valid), "context": context, "cache": cache}
+        result = {"perplexity": test, "updates": 10 * len(valid), "context": context, **result}
         write(place / "eval-test.json", json.dumps(result))
     return str(place)
 
@@ -558,7 +559,7 @@ def test_recipes_and_caches_get_tables_of_their_own_and_odd_arms_names(tmp_path)
     folders = [
         make_run(tmp_path / "a", "gumbel", 1, 99.0),
         make_run(tmp_path / "b", "gumbel", 1, 98.0, lr=2.0),
-        make_run(tmp_path / "c", "gumbel", 1, 97.0, cache=cache),
+        make_run(tmp_path / "c", "gumbel", 1, 97.0, result={"cache": cache}),
         make_run(tmp_path / "d", "gumbel", 1, 96.0, more="'gate_noise_prob': 0.5, "),
     ]
     compare.report(folders, tmp_path)
@@ -568,6 +569,52 @@ def test_recipes_and_caches_get_tables_of_their_own_and_odd_arms_names(tmp_path)
     ]  # fmt: skip
     assert "sgd at 2.0" in tables[1]["title"]
     assert tables[2]["title"].endswith("cache of size 500, theta 0.3, lambda 0.1")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "'decoder_dropout_type': 'locked', ",
+        "'init_range': 0.05, ",
+        "'lstm_init_range': 0.05, ",
+        "'momentum': 0.9, ",
+        "'fp16': True, ",
+        "'bf16': True, ",
+        "'amp': True, ",
+        "'lr_scheduler': {'_name': 'cosine'}, ",
+        "'max_tokens': 400, ",
+    ],
+)
+def test_trainings_that_differ_are_no_seeds_of_one_arm(tmp_path, more):
+    folders = [make_run(tmp_path, "gumbel", 1, 99.0), make_run(tmp_path, "gumbel", 2, 98.0, more=more)]
+    assert [row.seeds for table in tables_of(folders) for row in table.rows] == [[1], [2]]
+
+
+@pytest.mark.parametrize("result", [{"subset": "valid"}, {"model_overrides": "{'gate_eval_mode': 'hard'}"}])
+def test_evaluations_that_differ_are_no_seeds_of_one_arm(tmp_path, result):
+    folders = [make_run(tmp_path, "gumbel", 1, 99.0), make_run(tmp_path, "gumbel", 2, 98.0, result=result)]
+    tables = tables_of(folders)
+    assert [row.seeds for table in tables for row in table.rows] == [[1], [2]]
+    assert f"| {result.get('subset', 'test')} perplexity |" in compare.markdown(tables[1:], [])
+    assert tables[1].title.endswith("evaluated with gate_eval_mode hard") == ("model_overrides" in result)
+
+
+def test_a_recorded_default_and_a_stock_model_stand_in_the_same_table(tmp_path):
+    said = "'init_range': 0.1, 'lstm_init_range': 0.1, 'decoder_dropout_type': 'plain', 'fp16': False, "
+    longer = {"model_overrides": "{'max_target_positions': 1000}"}
+    folders = [
+        make_run(tmp_path, "stock", 1, 99.0, result=longer),
+        make_run(tmp_path, "gumbel", 1, 98.0),
+        make_run(tmp_path, "gumbel", 2, 97.0, more=said),
+        make_run(tmp_path / "other", "gumbel", 1, 96.0, more="'init_range': 0.05, "),
+    ]
+    assert [{row.name: row.seeds for row in table.rows} for table in tables_of(folders)] == [
+        {"gumbel": [1, 2], "stock": [1]}, {"gumbel": [1]},
+    ]  # fmt: skip
+
+
+def tables_of(folders: list[str]) -> list[compare.Table]:
+    return compare.compare([read_run(folder, "eval-test") for folder in folders])
 
 
 def test_folders_that_cannot_stand_side_by_side_are_refused(tmp_path):

@@ -38,7 +38,7 @@ class Row:
     Attributes:
         name: the gates, and what else tells the arm from others.
         seeds: in ascending order; the next four have a value for each of them.
-        test: perplexity of the test set.
+        test: perplexity of the evaluated set.
         valid: lowest perplexity of the validation set, that of the evaluated checkpoint.
         epochs: whole ones.
         speeds: tokens/s in training, the median over the epochs.
@@ -132,8 +132,10 @@ def compare(runs: Sequence[Run]) -> list[Table]:
         UserError: two runs are of the same arm and seed.
     """
     by_recipe: dict[tuple[tuple[str, Any], ...], list[Run]] = {}
-    for run in runs:
-        by_recipe.setdefault(run.recipe, []).append(run)
+    # stock models last, whose recipes lack options of the others
+    for run in sorted(runs, key=lambda run: run.gates == "stock"):
+        recipe = next((recipe for recipe in by_recipe if set(run.recipe) <= set(recipe)), run.recipe)
+        by_recipe.setdefault(recipe, []).append(run)
     tables = []
     for recipe, its_runs in by_recipe.items():
         arms = arms_of(its_runs)
@@ -147,7 +149,9 @@ def compare(runs: Sequence[Run]) -> list[Table]:
         title = (
             f"{options['parameters']:,} parameters, {options['optimizer']} at {options['lr']}, {options['batch_size']} "
             f"rows, blocks of {options['tokens_per_sample']} tokens, at most {options['max_epoch']} epochs"
-        ) + (f", cache of {options['cache']}" if options["cache"] else "")
+        )
+        title += f", cache of {options['cache']}" if options["cache"] else ""
+        title += f", evaluated with {options['model_overrides']}" if options["model_overrides"] else ""
         tables.append(Table(title, options, rows))
     return tables
 
@@ -159,8 +163,8 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
         lines += [
             f"{table.title}:",
             "",
-            "| gates | seeds | test perplexity | standard deviation | by seed | valid perplexity | epochs | tokens/s "
-            f"| difference to {BASELINE} ± standard error |",
+            f"| gates | seeds | {table.recipe['subset']} perplexity | standard deviation | by seed | valid perplexity "
+            f"| epochs | tokens/s | difference to {BASELINE} ± standard error |",
             "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
         ]
         for row in table.rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from collections.abc import Mapping
@@ -13,15 +14,21 @@ from examples.common.errors import UserError
 from examples.ptb.train_log import Training, optimizer, read_training
 
 # Options that two trainings must have in common to be compared, beside the optimiser's name and the number of
-# parameters, and what holds where one is not given.
+# parameters, and what holds where one is not given; a name above stands for that option.
 RECIPE: dict[str, Any] = {
     "lr": None,
+    "lr_scheduler": "fixed",
     "lr_shrink": None,
     "force_anneal": None,
     "clip_norm": 0,
+    "momentum": 0,
     "weight_decay": 0,
+    "fp16": False,
+    "bf16": False,
+    "amp": False,
     "sentence_avg": False,
     "batch_size": None,
+    "max_tokens": None,
     "update_freq": None,
     "distributed_world_size": 1,
     "tokens_per_sample": None,
@@ -32,12 +39,17 @@ RECIPE: dict[str, Any] = {
     "decoder_dropout_in": "dropout",
     "decoder_dropout_out": "dropout",
     "decoder_dropout_hidden": "decoder_dropout_out",
+    "decoder_dropout_type": "plain",
     "decoder_dropout_embed": 0,
     "decoder_weight_drop": 0,
     "activation_reg": 0,
     "temporal_activation_reg": 0,
     "asgd_nonmono": None,
+    "init_range": 0.1,
+    "lstm_init_range": "init_range",
 }
+# of these, what stock lstm_lm has no choice of, so that it is compared with any
+NOT_STOCK = ("init_range", "lstm_init_range")
 # Options that make an arm another arm, and what goes without saying.
 ARM: dict[str, Any] = {
     "gate_temperature": 0.9,
@@ -84,16 +96,27 @@ class Run:
     result: Mapping[str, Any]
 
 
-def recipe_of(training: Training, cache: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+def recipe_of(gates: str, training: Training, result: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The options that make trainings and their evaluations comparable, with what holds where they are not given."""
     recipe: dict[str, Any] = {"parameters": training.parameters, "optimizer": optimizer(training.settings)}
     for name, otherwise in RECIPE.items():
         value = training.setting(name)
         if value is None:
-            value = recipe[otherwise] if isinstance(otherwise, str) else otherwise
+            value = recipe.get(otherwise, otherwise)
         recipe[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
-    recipe["cache"] = ", ".join(f"{key} {value}" for key, value in cache.items()) if cache else None
-    return tuple((name, str(value) if isinstance(value, list) else value) for name, value in recipe.items())
+    overrides = ast.literal_eval(result.get("model_overrides", "{}"))
+    overrides.pop("max_target_positions", None)  # which the context tells
+    recipe["cache"] = _in_words(result.get("cache"))
+    recipe["subset"] = result.get("subset", "test")
+    recipe["model_overrides"] = _in_words(overrides)
+    lacks = NOT_STOCK if gates == "stock" else ()
+    return tuple(
+        (name, str(value) if isinstance(value, list) else value) for name, value in recipe.items() if name not in lacks
+    )
+
+
+def _in_words(options: Mapping[str, Any] | None) -> str | None:
+    return ", ".join(f"{key} {value}" for key, value in options.items()) if options else None
 
 
 def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
@@ -112,16 +135,18 @@ def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
     training = read_training(Path(folder) / "train.log")
     if not training.validations or not training.speeds:
         raise UserError(f"{folder} is not compared: its training has not come to the end of an epoch yet")
+    gates = str(training.setting("gate_type") or "stock")
     path = Path(folder) / f"{result_name}.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         perplexity, updates = float(result["perplexity"]), int(result["updates"])
+        recipe = recipe_of(gates, training, result)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} is not compared: it has no {path.name}; {progress(training)}, validation perplexity "
             f"{training.best.perplexity:.2f}; evaluate it with examples/ptb/evaluate.sh"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is not compared: {path} is no result of evaluate.sh: {error!r}") from error
     if not math.isfinite(perplexity):
         raise UserError(f"{folder} is not compared: its perplexity is {perplexity}")
@@ -131,13 +156,12 @@ def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
             f"{folder} is not compared: {path.name} is of the model after {updates} updates, and by train.log the "
             f"best one is that after {training.best.updates}; evaluate it again"
         )
-    gates = str(training.setting("gate_type") or "stock")
     return Run(
         folder,
         training,
         seed=int(training.setting("seed")),
         gates=gates,
-        recipe=recipe_of(training, result.get("cache")),
+        recipe=recipe,
         arm=arm_of(gates, training, str(result.get("context")) if tell_context else None),
         result=result,
     )
