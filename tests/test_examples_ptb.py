@@ -433,6 +433,24 @@ def test_sentences_are_sampled_that_begin_as_they_are_told_to(whole_run, tmp_pat
     assert set(" ".join(lines).split()) <= {f"w{word}" for word in range(17)} | {"<unk>"}
 
 
+def test_each_call_samples_with_a_seed_that_it_says_unless_one_is_given(tmp_path):
+    write(tmp_path / "checkpoint_best.pt", "")
+    environment = {**os.environ, "PYTHON": str(stub(tmp_path)), "STUB_GPUS": "0"}
+
+    def sampled(*more: str) -> tuple[str, list[str]]:
+        command = ["bash", "examples/ptb/sample.sh", "data", str(tmp_path), *more]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stderr, (tmp_path / "sample.log").read_text().splitlines()
+
+    said, options = sampled()
+    assert said == f"--seed {last(options, '--seed')}\n"
+    assert sampled()[0] != said
+    for given in (["--seed", "3"], ["--seed=3"]):
+        said, options = sampled(*given)
+        assert said == "" and options[-len(given) :] == given and sum("--seed" in option for option in options) == 1
+
+
 # logs
 
 

@@ -2,8 +2,8 @@
 # Sample text from a trained g2lstm_lm: each line on standard input is the beginning of a sentence, an empty one none at
 # all, and the whole sentence is printed.
 #   bash examples/ptb/sample.sh DATA_BIN SAVE_DIR [fairseq-interactive options; later ones win] <PREFIXES
-# --beam 3 --nbest 3 gives three sentences a line, --seed N the same ones each time. What fairseq says stands in
-# SAVE_DIR/sample.log. PYTHON names the interpreter to use.
+# --beam 3 --nbest 3 gives three sentences a line, --seed N those of an earlier call, which said its seed on standard
+# error. What fairseq says stands in SAVE_DIR/sample.log. PYTHON names the interpreter to use.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -19,10 +19,16 @@ if [ ! -f "$save_dir/checkpoint_best.pt" ]; then
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/../common/environment.sh"
 
+seed=()
+if [[ " $* " != *" --seed"[\ =]* ]]; then
+    seed=(--seed $((RANDOM << 15 | RANDOM)))
+    echo "${seed[*]}" >&2
+fi
+
 log=$save_dir/sample.log
 if ! "$python" -u -m fairseq_cli.interactive "$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}" \
     --task g2lstm_language_modeling --path "$save_dir/checkpoint_best.pt" \
-    --sampling --sampling-topk 10 --beam 1 --nbest 1 "$@" 2>&1 | tee "$log" | sed -u -n 's/^D-[0-9]*\t[^\t]*\t//p'
+    --sampling --sampling-topk 10 --beam 1 --nbest 1 "${seed[@]}" "$@" 2>&1 | tee "$log" | sed -u -n 's/^D-[0-9]*\t[^\t]*\t//p'
 then
     tail -n 15 "$log" >&2
     echo "error: fairseq-interactive failed; all it said is in $log" >&2
