@@ -127,6 +127,23 @@ def test_a_block_that_was_left_out_is_passed_over():
     torch.testing.assert_close(found, model(torch.cat([tokens[:, :4], tokens[:, 8:]], 1))[0][:, 4:])
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 3), (1, 4), (2, 4)])
+def test_as_many_blocks_as_an_update_has_may_be_left_out_the_first_ones_too(before: int, after: int):
+    model = build().train()
+    model.decoder.carried(training=True).kept_before = 3
+    tokens = text(2, 8)
+    model(tokens[:, :4], block=0)  # of an epoch before
+    model.decoder.carried(training=True).at(0)
+    for block in range(before):
+        model(tokens[:, :4], block=block)
+    found = model(tokens[:, 4:], block=after)[0]
+    read = torch.cat([*[tokens[:, :4]] * before, tokens[:, 4:]], 1)
+    torch.testing.assert_close(found, model.eval()(read)[0][:, 4 * before :])
+    model.train()
+    with pytest.raises(ValueError, match=f"no hidden state leads to block {after + 5}"):
+        model(tokens, block=after + 5)
+
+
 def test_the_blocks_of_an_update_may_be_given_again():
     model = build().eval()
     model.decoder.carried(training=False).kept_before = 3

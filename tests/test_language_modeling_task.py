@@ -15,6 +15,7 @@ from lm_runs import eval_lm, stock_lm_options, train_lm
 from tiny_runs import assert_identical
 
 from fairseq_g2lstm.checkpoints import State, read_checkpoint
+from fairseq_g2lstm.models.carried import CarriedState, TextState
 from fairseq_g2lstm.text_rows import drawn_lengths
 
 # Everything that moves or draws random numbers: drawn lengths, dropout of all kinds, noise, averaging. An epoch has
@@ -110,6 +111,25 @@ def test_several_folders_of_data_take_turns_and_go_on_too(tiny_text: Path, tmp_p
     for max_update in (31, 40):
         stopped = train_lm(both, tmp_path / "stopped", *RECIPE, "--max-update", max_update)
     assert_same_training(*(read_checkpoint(folder / "checkpoint_last.pt") for folder in (stopped, whole)))
+
+
+@pytest.mark.parametrize("update_freq", [1, 3])
+def test_a_training_survives_a_block_without_memory(tiny_text: Path, tmp_path: Path, monkeypatch, update_freq: int):
+    keep = CarriedState.keep
+    failed = []
+
+    def without_memory(self, block: int, state: TextState) -> None:
+        if block - 1 in (0, 2 * update_freq):
+            failed.append(block - 1)
+            raise RuntimeError("out of memory")
+        keep(self, block, state)
+
+    monkeypatch.setattr(CarriedState, "keep", without_memory)
+    options = ["--max-epoch", 2, "--update-freq", update_freq, "--disable-validation"]
+    folder = train_lm(tiny_text, tmp_path, *options)
+    assert failed == [0, 2 * update_freq] * 2
+    n_blocks = math.ceil(math.ceil(len(tokens_of(tiny_text / "train")) / 4) / 10)
+    assert position(read_checkpoint(folder / "checkpoint_last.pt"))[2] == 2 * (math.ceil(n_blocks / update_freq) - 2)
 
 
 def test_only_the_first_validation_set_at_an_epochs_end_counts_for_averaging(tiny_text: Path, tmp_path: Path):

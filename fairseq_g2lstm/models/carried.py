@@ -27,25 +27,26 @@ class CarriedState:
     """States by the number of the block of text that they lead to.
 
     Beside the newest the `kept_before` before it are kept, for blocks that are given again: where gradients overflow
-    under --amp or are not finite, fairseq repeats the batches of an update.
+    under --amp or are not finite, fairseq repeats the batches of an update. As many blocks may be left out: where
+    memory runs out, fairseq drops what is left of an update.
     """
 
     def __init__(self) -> None:
         self.kept_before = 1
-        self._states: dict[int, TextState] = {}
+        self._states: dict[int, TextState | None] = {}
 
     def at(self, block: int) -> TextState | None:
-        """The state that a block starts from; None for the first block, which starts from zeros.
+        """The state that a block starts from: the newest of the blocks before it, None for zeros.
 
-        Where the block before was left out, which fairseq does where memory runs out, that is the state before that.
+        Block 0 starts from zeros, and all states before are forgotten.
 
         Raises:
             ValueError: no such state is known.
         """
         if block == 0:
-            return None
-        state = self._states.get(block, self._states.get(block - 1))
-        if state is None:
+            self._states = {0: None}
+        number = max((n for n in self._states if block - self.kept_before <= n <= block), default=None)
+        if number is None:
             known = ", ".join(map(str, self._states)) or "none"
             raise ValueError(
                 f"no hidden state leads to block {block} of the text (known: {known}). A run that goes on inside an "
@@ -53,7 +54,7 @@ class CarriedState:
                 "--tokens-per-sample and --variable-tokens-per-sample, and with the latter the same --seed. Go on from "
                 "a checkpoint of an epoch's end, or begin again at epoch 1 by --reset-dataloader"
             )
-        return state
+        return self._states[number]
 
     def keep(self, block: int, state: TextState) -> None:
         """Keeps the state that leads to a block."""
@@ -62,5 +63,6 @@ class CarriedState:
         self._states[block] = state.detach()
 
     def newest(self) -> tuple[int, TextState] | None:
-        """The last block's number and state, or None before the first."""
-        return max(self._states.items(), default=None, key=lambda item: item[0])
+        """The number of the block that the newest state leads to, and the state; None where there is none."""
+        states = [(number, state) for number, state in self._states.items() if state is not None]
+        return max(states, default=None, key=lambda item: item[0])
