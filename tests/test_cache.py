@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from lm_runs import eval_lm, preprocess, train_lm, write_text
+from test_language_model import N_WORDS as WORDS_OF_MODEL
+from test_language_model import build
 from torch import Tensor
 
 from fairseq_g2lstm.models.cache import CacheSettings, attend, mix
@@ -39,7 +41,7 @@ def test_it_mixes_as_defined_whatever_the_blocks(size: int, edges: list[int]):
     found = []
     for a, b in zip([0, *edges], [*edges, 16], strict=True):
         attention, keys, key_tokens = attend(outputs[:, a:b], tokens[:, a:b], keys, key_tokens, settings)
-        found.append(mix(probs[:, a:b], attention, settings.weight))
+        found.append(mix(probs[:, a:b].log(), attention, settings.weight).exp())
     expected = [by_definition(outputs[row], tokens[row], probs[row], settings) for row in range(3)]
     torch.testing.assert_close(torch.cat(found, 1), torch.stack(expected))
 
@@ -48,15 +50,30 @@ def test_probabilities_sum_to_one():
     outputs, tokens = torch.randn(2, 9, 4), torch.randint(N_WORDS, (2, 9))
     probs = torch.randn(2, 9, N_WORDS).softmax(-1)
     attention, _, _ = attend(outputs, tokens, None, None, CacheSettings(5, 1.0, 0.4))
-    torch.testing.assert_close(mix(probs, attention, 0.4).sum(-1), torch.ones(2, 9))
+    torch.testing.assert_close(mix(probs.log(), attention, 0.4).exp().sum(-1), torch.ones(2, 9))
+
+
+def test_a_very_unlikely_word_keeps_its_score():
+    model = build().eval()
+    model.decoder.cache = CacheSettings(5, 1.0, 0.4)
+    logits = torch.zeros(1, 3, WORDS_OF_MODEL)
+    logits[..., 0] = 120.0
+    extra = model(torch.tensor([[5, 6, 7]]), block=0)[1]
+    found = model.get_normalized_probs((logits, extra), log_probs=True).detach()
+    # the cache is empty at first, then has word 6 alone; word 9 it never has
+    expected = torch.tensor([-120.0, -120.0 + math.log(0.6), -120.0 + math.log(0.6)])
+    torch.testing.assert_close(found[0, :, 9], expected)
+    assert found[0, 1, 6] == pytest.approx(math.log(0.4))
+    torch.testing.assert_close(model.get_normalized_probs((logits, extra), log_probs=False), found.exp())
 
 
 def test_no_word_is_used_before_it_is_read():
     outputs, tokens = torch.randn(1, 6, 4), torch.randint(N_WORDS, (1, 6))
     other = tokens.clone()
     other[0, 4:] = (tokens[0, 4:] + 1) % N_WORDS
-    probs = torch.full((1, 6, N_WORDS), 1 / N_WORDS)
-    one, two = (mix(probs, attend(outputs, t, None, None, CacheSettings(9, 1.0, 0.4))[0], 0.4) for t in (tokens, other))
+    log_probs = torch.full((1, 6, N_WORDS), -math.log(N_WORDS))
+    settings = CacheSettings(9, 1.0, 0.4)
+    one, two = (mix(log_probs, attend(outputs, t, None, None, settings)[0], 0.4) for t in (tokens, other))
     assert torch.equal(one[:, :4], two[:, :4]) and not torch.equal(one[:, 4:], two[:, 4:])
 
 

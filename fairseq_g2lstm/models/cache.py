@@ -62,23 +62,27 @@ def attend(
     return attention, all_keys[:, -settings.size :], all_tokens[:, -settings.size :]
 
 
-def mix(probs: Tensor, attention: CacheAttention, weight: float) -> Tensor:
+def mix(log_probs: Tensor, attention: CacheAttention, weight: float) -> Tensor:
     """(1 - lambda) of the model's distribution and lambda of the cache's; the model's alone where the cache is empty.
 
     Args:
-        probs: (B, T, V) the model's probabilities.
+        log_probs: (B, T, V) logarithms of the model's probabilities.
         attention: of `attend`.
         weight: lambda.
 
+    Returns:
+        (B, T, V) logarithms of the mixture, finite where log_probs is.
+
     Raises:
-        ValueError: probs is not of the block that the attention is of.
+        ValueError: log_probs is not of the block that the attention is of.
     """
     weights, words = attention
-    if probs.shape[:2] != weights.shape[:2]:
+    if log_probs.shape[:2] != weights.shape[:2]:
         raise ValueError(
             f"the cache needs a block's probabilities whole, {tuple(weights.shape[:2])} steps, "
-            f"got {tuple(probs.shape[:2])}: leave out --softmax-batch"
+            f"got {tuple(log_probs.shape[:2])}: leave out --softmax-batch"
         )
     share = weight * weights.sum(-1, keepdim=True)
     words = words[:, None, :].expand(weights.shape)
-    return ((1.0 - share) * probs).scatter_add(-1, words, weight * weights)
+    cached = torch.zeros_like(log_probs).scatter_add_(-1, words, weight * weights)
+    return torch.logaddexp(log_probs + torch.log1p(-share), cached.log())

@@ -228,8 +228,8 @@ class LanguageModelDecoder(FairseqIncrementalDecoder):
         cache = net_output[1].get("cache")
         if cache is None or self.cache is None:
             return super().get_normalized_probs(net_output, log_probs, sample)
-        probs = mix(super().get_normalized_probs(net_output, False, sample), cache, self.cache.weight)
-        return probs.log() if log_probs else probs
+        mixed = mix(super().get_normalized_probs(net_output, True, sample), cache, self.cache.weight)
+        return mixed if log_probs else mixed.exp()
 
     def _cached(self, incremental_state: IncrementalState) -> TextState | None:
         cached = self.get_incremental_state(incremental_state, "cached_state")
