@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from .checkpoints import State, read_checkpoint
+from .config import flag
 from .convert import to_g2lstm
 
 
@@ -25,7 +26,8 @@ def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any
 
     Raises:
         FileNotFoundError: the checkpoint or the data folder is missing.
-        ValueError: the checkpoint is of another model, cannot be read or does not fit the dictionaries.
+        ValueError: the checkpoint is of another model, cannot be read, does not fit the dictionaries, or was trained
+            with --add-bos-token or --output-dictionary-size.
     """
     if not Path(data).is_dir():
         raise FileNotFoundError(f"no data folder {data}: give the data-bin folder of fairseq-preprocess")
@@ -35,7 +37,7 @@ def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any
     task_options = state["cfg"]["task"]
     task_options["data"] = str(data)
     if model_name(state) == "g2lstm_lm":
-        task_options["_name"] = "g2lstm_language_modeling"
+        _read_in_order(task_options, checkpoint)
     config = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
     try:
         models, _, task = checkpoint_utils.load_model_ensemble_and_task(
@@ -44,6 +46,17 @@ def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any
     except Exception as error:  # fairseq raises bare exceptions here
         raise ValueError(f"{checkpoint} does not load with the dictionaries of {data}: {error}") from error
     return models[0].eval(), task
+
+
+def _read_in_order(task_options: dict[str, Any], checkpoint: str | Path) -> None:
+    for name, usual in (("add_bos_token", False), ("output_dictionary_size", -1)):
+        if task_options.get(name, usual) != usual:
+            raise ValueError(
+                f"{checkpoint} was trained with {flag(name)}, and the text is read without it here: evaluate it by "
+                "fairseq-eval-lm --task language_modeling"
+            )
+    task_options |= {"_name": "g2lstm_language_modeling", "sample_break_mode": "none", "shorten_method": "none"}
+    task_options |= {"pad_to_fixed_length": False, "pad_to_fixed_bsz": False}
 
 
 def model_name(state: State) -> str | None:

@@ -9,6 +9,7 @@ from tiny_runs import assert_identical
 
 from fairseq_g2lstm.checkpoints import read_checkpoint
 from fairseq_g2lstm.convert import main
+from fairseq_g2lstm.loading import load_model
 
 STOCK_TASK = ["--task", "language_modeling"]
 
@@ -47,6 +48,20 @@ def test_a_g2lstm_lm_computes_the_same_as_a_stock_model(tiny_text: Path, tmp_pat
     ours = train_lm(tiny_text, tmp_path, *sizes) / "checkpoint_last.pt"
     stock = converted(ours, tmp_path / "stock.pt", "lstm")
     assert loss(tiny_text, stock) == pytest.approx(loss(tiny_text, ours), rel=1e-5)
+
+
+def test_a_model_of_fairseqs_own_task_loads_whatever_its_blocks_were(tiny_text: Path, tmp_path: Path):
+    blocks = ["--sample-break-mode", "complete", "--shorten-method", "truncate", "--max-update", 1]
+    ours = train_lm(tiny_text, tmp_path, *STOCK_TASK, *blocks) / "checkpoint_last.pt"
+    model, _ = load_model(ours, tiny_text)
+    assert_identical(dict(model.state_dict()), read_checkpoint(ours)["model"])
+
+
+@pytest.mark.parametrize("options", [["--add-bos-token"], ["--output-dictionary-size", 9]])
+def test_a_model_of_another_text_is_refused_with_the_reason(tiny_text: Path, tmp_path: Path, options):
+    ours = train_lm(tiny_text, tmp_path, *STOCK_TASK, *options, "--max-update", 1) / "checkpoint_last.pt"
+    with pytest.raises(ValueError, match=f"was trained with {options[0]}, .*--task language_modeling$"):
+        load_model(ours, tiny_text)
 
 
 @pytest.mark.parametrize(
