@@ -26,10 +26,10 @@ def write_text(folder: Path, sizes: dict[str, int], seed: int = 0) -> None:
         (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
 
 
-def preprocess(folder: Path) -> Path:
+def preprocess(folder: Path, *more: object) -> Path:
     """The data-bin of a folder's train.txt, valid.txt and test.txt."""
     prefixes = [f"--{split}pref={folder / f'{split}.txt'}" for split in ("train", "valid", "test")]
-    done = run_module("fairseq_cli.preprocess", "--only-source", *prefixes, "--destdir", folder / "data-bin")
+    done = run_module("fairseq_cli.preprocess", "--only-source", *prefixes, "--destdir", folder / "data-bin", *more)
     assert done.returncode == 0, done.stderr
     return folder / "data-bin"
 

@@ -11,7 +11,7 @@ from conftest import PLUGIN, ROOT, run_module, train_in_process
 from fairseq.data import data_utils
 from fairseq.optim.sgd import SGD
 from fairseq.sequence_scorer import SequenceScorer
-from lm_runs import eval_lm, stock_lm_options, train_lm
+from lm_runs import eval_lm, preprocess, stock_lm_options, train_lm, write_text
 from tiny_runs import assert_identical
 
 from fairseq_g2lstm.checkpoints import State, read_checkpoint
@@ -106,8 +106,14 @@ def test_other_ways_of_training_go_on_too(tiny_text: Path, tmp_path: Path, optio
 
 
 def test_several_folders_of_data_take_turns_and_go_on_too(tiny_text: Path, tmp_path: Path):
-    both = f"{tiny_text}:{tiny_text}"
+    write_text(tmp_path, {"train": 100, "valid": 20, "test": 20}, seed=1)
+    folders = [tiny_text, preprocess(tmp_path, "--srcdict", tiny_text / "dict.txt")]
+    both = ":".join(map(str, folders))
     whole = train_lm(both, tmp_path / "whole", *RECIPE, "--max-update", 40)
+    n_steps = [math.ceil(len(tokens_of(folder / "train")) / 8) for folder in folders]
+    n_blocks = [len(drawn_lengths(steps, 12, 1, epoch)) for epoch, steps in enumerate(n_steps, 1)]
+    assert n_blocks[1] < n_blocks[0] < 31 < sum(n_blocks) < 40
+    assert position(read_checkpoint(whole / "checkpoint_last.pt")) == (3, 40 - sum(n_blocks), 40)
     for max_update in (31, 40):
         stopped = train_lm(both, tmp_path / "stopped", *RECIPE, "--max-update", max_update)
     assert_same_training(*(read_checkpoint(folder / "checkpoint_last.pt") for folder in (stopped, whole)))
