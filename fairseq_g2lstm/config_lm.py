@@ -4,7 +4,7 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from .config import GateConfig, ModelOptions, OptionTables, complete, flag
+from .config import GateConfig, ModelOptions, OptionTables, apply_architecture, complete, flag
 from .settings import check_probability
 
 DROPOUT_TYPES = ("plain", "locked")
@@ -131,6 +131,19 @@ FALLBACKS: dict[str, Any] = {
 LANGUAGE_MODEL = OptionTables(G2LSTMLanguageModelConfig, ARCHITECTURES, FALLBACKS)
 
 
+def apply_to_command_line(name: str, options: Namespace) -> None:
+    """`config.apply_architecture` to what the command line gave.
+
+    Raises:
+        ValueError: sizes of layers are given twice, the architecture's included.
+    """
+    sizes = getattr(options, "decoder_layer_sizes", None) or ARCHITECTURES[name].get("decoder_layer_sizes")
+    given = [getattr(options, name, None) for name in ("decoder_layers", "decoder_hidden_size")]
+    if sizes is not None and given != [None, None]:
+        raise _sizes_twice(sizes, *given)
+    apply_architecture(name, options, LANGUAGE_MODEL)
+
+
 def resolve(options: ModelOptions) -> Namespace:
     """The complete, checked options of a language model; see `config.complete`.
 
@@ -163,10 +176,16 @@ def _check_layer_sizes(options: Namespace) -> None:
     given = (options.decoder_layers, options.decoder_hidden_size)
     # what nobody gave has its default
     if given[0] not in (1, len(sizes)) or given[1] not in (options.decoder_embed_dim, *sizes):
-        raise ValueError(
-            f"--decoder-layer-sizes {options.decoder_layer_sizes}, given or the architecture's, stands in place of "
-            f"--decoder-layers and --decoder-hidden-size, got {given[0]} and {given[1]} as well: change the former"
-        )
+        raise _sizes_twice(options.decoder_layer_sizes, *given)
+
+
+def _sizes_twice(sizes: str, n_layers: int | None, n_units: int | None) -> ValueError:
+    got = [f"--decoder-layers {n_layers}"] if n_layers is not None else []
+    got += [f"--decoder-hidden-size {n_units}"] if n_units is not None else []
+    return ValueError(
+        f"--decoder-layer-sizes {sizes}, given or the architecture's, stands in place of --decoder-layers and "
+        f"--decoder-hidden-size, got {' and '.join(got)} as well: change the former"
+    )
 
 
 def layer_sizes(options: Namespace) -> list[int]:

@@ -12,6 +12,7 @@ from fairseq.models.lstm_lm import base_architecture as stock_architecture
 from torch import Tensor
 
 from fairseq_g2lstm import ops
+from fairseq_g2lstm.config_lm import apply_to_command_line
 from fairseq_g2lstm.gate_stats import observe_gates
 from fairseq_g2lstm.models.language_model import G2LSTMLanguageModel
 
@@ -248,6 +249,16 @@ def test_the_awd_architecture_has_its_sizes_and_ties():
     assert model.decoder.output_bias is not None and not hasattr(model.decoder, "fc_out")
     bound = 1150**-0.5
     assert 0.99 * bound < cells[0].weight_hh.abs().max() <= bound
+
+
+@pytest.mark.parametrize("name", ["decoder_layers", "decoder_hidden_size"])
+def test_sizes_beside_those_of_the_awd_architecture_are_refused_even_if_they_are_defaults(name: str):
+    options = Namespace()
+    apply_to_command_line("g2lstm_lm_ptb", options)
+    default = getattr(options, name)
+    with pytest.raises(ValueError, match=rf"sizes 1150,1150,400, .* got --{name.replace('_', '-')} {default} as well"):
+        apply_to_command_line("g2lstm_lm_ptb", Namespace(**{name: default}))
+    assert len(G2LSTMLanguageModel.build_model(options, make_task()).decoder.layers) == 3
 
 
 def test_the_zaremba_architecture_has_its_sizes():
