@@ -1,13 +1,19 @@
 #!/usr/bin/env bash
 # All that waits for a GPU: builds the kernels, runs the tests, compute-sanitizer and the benchmarks, and keeps every log and
-# result. A step that fails does not stop the others; a short table of all comes last. Without a GPU it runs too, on the CPU.
+# result. A step that fails or outlasts its limit does not stop the others, but for a build without CUDA kernels; a short
+# table of all comes last. Without a GPU it runs too, on the CPU.
 #
-# usage: bash benchmarks/gpu.sh [build|test|sanitize|layer|end-to-end|language-model ...]   default: all, in this order
+# usage: bash benchmarks/gpu.sh [build|kernels|persistent|sanitize|layer|end-to-end|language-model|suite ...]
+#   default: all, in this order; kernels, persistent and suite are the tests of the CUDA operators, of the layer in one
+#   launch, and all others
 #   OUT          folder of logs and results (default runs/gpu)
 #   WHEELS       folder of wheels to install first, where there is no network
 #   DATA         fairseq's data-bin for end-to-end (default: the quickstart's generated text)
 #   CHECKPOINT   stock checkpoint to translate with (default: one is trained)
 #   TEXT         fairseq's data-bin of a text for language-model (default: the quickstart's generated text)
+#   LIMIT        seconds that a step may take (default 3600)
+#   LAYER_OPTIONS, END_TO_END_OPTIONS, LANGUAGE_MODEL_OPTIONS
+#                further options of those parts of benchmarks.run, as "--rounds 3 --no-sweep"
 #   SMOKE=1      tiny sizes, to see that everything works
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -15,7 +21,7 @@ OUT=${OUT:-runs/gpu}
 mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(build test sanitize layer end-to-end language-model)
+[ ${#steps[@]} -gt 0 ] || steps=(build kernels persistent sanitize layer end-to-end language-model suite)
 smoke=${SMOKE:+--smoke}
 table=$OUT/steps.txt
 : > "$table"
@@ -32,20 +38,34 @@ gpu=$(python3 -c "import torch; print(torch.cuda.get_device_name() if torch.cuda
 step() {
     local name=$1 start=$SECONDS status
     shift
-    "$@" > "$OUT/$name.log" 2>&1
+    timeout --kill-after 10 "${LIMIT:-3600}" "$@" > "$OUT/$name.log" 2>&1
     status=$?
-    printf '%-14s %-7s %5d s  %s\n' "$name" "$([ $status -eq 0 ] && echo passed || echo "exit $status")" \
+    printf '%-14s %-8s %5d s  %s\n' "$name" "$([ $status -eq 0 ] && echo passed || echo "exit $status")" \
         $((SECONDS - start)) "$(grep -v '^[[:space:]]*$' "$OUT/$name.log" | tail -n 1 | cut -c 1-120)" | tee -a "$table"
 }
 
+# several processes where pytest-xdist is: one after the other the tests take long
+processes=$(python3 -c "import os, xdist; print(len(os.sched_getaffinity(0)))" 2>/dev/null)
+tests=(python3 -m pytest -q ${processes:+--numprocesses "$processes"})
 for name in "${steps[@]}"; do
     case $name in
-        build) FAIRSEQ_G2LSTM_REQUIRE_KERNELS=1 step build python3 setup.py build_ext --inplace ;;
-        test)
-            # several files at a time where pytest-xdist is: one after the other they take long
-            processes=$(python3 -c "import os, xdist; print(max(1, len(os.sched_getaffinity(0)) // 2))" 2>/dev/null)
-            step test python3 -m pytest -q ${processes:+--numprocesses "$processes" --dist loadfile} \
-                ${SMOKE:+tests/test_cuda.py tests/test_philox.py}
+        build)
+            FAIRSEQ_G2LSTM_REQUIRE_KERNELS=1 step build python3 setup.py build_ext --inplace
+            if [ -n "$gpu" ] && ! python3 -c "
+import torch, fairseq_g2lstm
+assert torch._C._dispatch_has_kernel_for_dispatch_key('g2lstm::layer', 'CUDA')" 2> /dev/null; then
+                echo "error: built without CUDA kernels; why stands in $(basename "$OUT")/build.log" >&2
+                exit 1
+            fi
+            ;;
+        kernels)
+            step kernels "${tests[@]}" tests/test_cuda.py tests/test_cuda_models.py tests/test_philox.py -k "not persistent"
+            ;;
+        # A kernel that fails takes its process's CUDA context along, so these have processes of their own.
+        persistent) step persistent "${tests[@]}" tests/test_cuda.py -k persistent ;;
+        suite)
+            step suite "${tests[@]}" --dist loadfile ${SMOKE:+tests/test_cell.py} \
+                --ignore tests/test_cuda.py --ignore tests/test_cuda_models.py
             ;;
         sanitize)
             if [ -z "$gpu" ] || ! command -v compute-sanitizer > /dev/null; then
@@ -59,17 +79,19 @@ for name in "${steps[@]}"; do
                     -k "float32 and (ragged or words or step) or persistent and every_mode"
             done
             ;;
-        layer) step layer python3 -m benchmarks.run layer $smoke --out "$OUT/layer" ;;
+        layer) step layer python3 -m benchmarks.run layer $smoke --out "$OUT/layer" ${LAYER_OPTIONS:-} ;;
         end-to-end)
             step end-to-end python3 -m benchmarks.run end-to-end $smoke --out "$OUT/end-to-end" \
-                ${DATA:+--data "$DATA"} ${CHECKPOINT:+--checkpoint "$CHECKPOINT"}
+                ${DATA:+--data "$DATA"} ${CHECKPOINT:+--checkpoint "$CHECKPOINT"} \
+                ${END_TO_END_OPTIONS:-}
             ;;
         language-model)
             step language-model python3 -m benchmarks.run language-model $smoke --out "$OUT/language-model" \
-                ${TEXT:+--data "$TEXT"}
+                ${TEXT:+--data "$TEXT"} ${LANGUAGE_MODEL_OPTIONS:-}
             ;;
         *)
-            echo "error: no step is called $name: build, test, sanitize, layer, end-to-end or language-model" >&2
+            echo "error: no step is called $name: build, kernels, persistent, sanitize, layer, end-to-end," \
+                "language-model or suite" >&2
             exit 2
             ;;
     esac

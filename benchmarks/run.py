@@ -34,7 +34,7 @@ from examples.common.options import docstring_parser
 
 DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}
 PRECISIONS = {"cpu": ("float32",), "cuda": ("float32", "float16")}
-SMOKE_SHAPES = (Shape(3, 4, 5, 6), Shape(4, 2, 3, 7))
+SMOKE_SHAPES = (Shape(3, 4, 5, 6), Shape(4, 2, 3, 16))
 # For each mode: name of an option -> its default, the same with --smoke, and what it is.
 NUMBERS = {
     "layer": {"rounds": (9, 2, "turns of each peer")},

@@ -28,7 +28,8 @@ def layer_markdown(result: Result) -> str:
     reasons = sorted({f"{TITLES[peer]}: {reason}." for row in rows for peer, reason in row["skipped"].items()})
     lines += [f"Left out: {' '.join(reasons)}", ""] if reasons else []
     timer = f"{result['settings']['timer']}, {result['settings']['rounds']} rounds in turns."
-    return "\n".join([*lines, timer, "", sentence(result)]) + "\n"
+    unfinished = [] if result["complete"] else ["**Unfinished:** the run was stopped, or goes on.", ""]
+    return "\n".join([*unfinished, *lines, timer, "", sentence(result)]) + "\n"
 
 
 def _layer_table(rows: list[Result]) -> list[str]:
@@ -38,16 +39,26 @@ def _layer_table(rows: list[Result]) -> list[str]:
     titles = ["(T, B, I, H)", "dtype", *(TITLES[peer] for peer in peers)]
     for peer in compared:
         titles += [f"ratio to {TITLES[peer]}"] + ["bar"] * (peer in barred)
+    in_one_launch = any(row.get("ratios_in_one_launch") for row in rows)
+    if in_one_launch:
+        titles += [f"ratio of one launch to {TITLES['torch.nn.LSTM']}", "bar"]
     lines = _head(titles, texts=2)
     for row in rows:
         cells = [sizes(row), row["dtype"], *(_milliseconds(row["times"].get(peer)) for peer in peers)]
         for peer in compared:
             found = row["ratios"].get(peer)
-            cells.append(f"{found['ratio']:.2f} ({found['iqr_by_round']:.2f})" if found else "")
+            cells.append(_ratio_and_spread(found))
             if peer in barred:
                 cells.append(_verdict(found))
+        if in_one_launch:
+            found = row["ratios_in_one_launch"].get("torch.nn.LSTM")
+            cells += [_ratio_and_spread(found), _verdict(found)]
         lines.append(_line(cells))
     return lines
+
+
+def _ratio_and_spread(found: Result | None) -> str:
+    return f"{found['ratio']:.2f} ({found['iqr_by_round']:.2f})" if found else ""
 
 
 def end_to_end_markdown(result: Result) -> str:

@@ -97,7 +97,7 @@ def _(*args):
     x, h_0, c_0, feed_0, w_ih, w_hh, source, _, w_query, w_out = args[5:15]
 
     def like(tensor):
-        return args[5].new_empty((0,), dtype=state_dtype(x)) if tensor is None else tensor.new_empty(tensor.shape)
+        return x.new_empty((0,), dtype=_gates_dtype(x)) if tensor is None else tensor.new_empty(tensor.shape)
 
     return (
         *(like(t) for t in (x, h_0, c_0, feed_0)),

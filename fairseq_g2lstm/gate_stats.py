@@ -41,12 +41,12 @@ class GateCounts:
         # a tensor even without padding: fairseq sums what all ranks log, tensors and numbers apart
         total = torch.full((), z.numel() // 2, dtype=torch.int64, device=z.device)
         if valid is not None:
-            valid = valid.to(z.device)
+            valid = valid.to(z.device, non_blocking=True)
             total = valid.sum() * by_kind.size(-1)
             low, high = (side & valid[..., None, None] for side in (low, high))
-        self.low = self.low.to(z.device) + low.sum(dim=(0, 1, 3))
-        self.high = self.high.to(z.device) + high.sum(dim=(0, 1, 3))
-        self.total = self.total.to(z.device) + total
+        self.low = self.low.to(z.device, non_blocking=True) + low.sum(dim=(0, 1, 3))
+        self.high = self.high.to(z.device, non_blocking=True) + high.sum(dim=(0, 1, 3))
+        self.total = self.total.to(z.device, non_blocking=True) + total
 
 
 Observe = Callable[[str, int, bool, Tensor, Tensor | None], None]

@@ -10,7 +10,7 @@ import torch
 from conftest import run_module
 from tiny_runs import training_config
 
-from benchmarks import comparison, end_to_end, fairseq_runs, gate_log, language_model, peers, product, run
+from benchmarks import comparison, end_to_end, fairseq_runs, gate_log, language_model, layer, peers, product, run
 from benchmarks.bars import CPU_SHAPES, CUDA_SHAPES, END_TO_END_BARS, LANGUAGE_MODEL_BARS, Shape, layer_bar
 from benchmarks.tables import gate_log_markdown, language_model_markdown, layer_markdown
 from benchmarks.timing import Spread, in_turns, ratio, time_interleaved
@@ -80,9 +80,9 @@ def test_the_persistent_peer_says_where_it_cannot_run():
 
 @pytest.mark.parametrize("peer", ["identity", "python-loop"])
 def test_peers_draw_their_own_noise(peer):
-    layer = peers.PEERS[peer](double_layer(noise_prob=0.5))
+    peer_layer = peers.PEERS[peer](double_layer(noise_prob=0.5))
     x = torch.randn(6, 3, 4, dtype=torch.float64)
-    assert not torch.equal(layer(x)[0], layer(x)[0])
+    assert not torch.equal(peer_layer(x)[0], peer_layer(x)[0])
 
 
 def test_drawn_noise_is_logistic_noise_in_a_share_of_the_gates():
@@ -202,8 +202,59 @@ def test_a_ratio_stands_beside_its_bar():
     row = {"shape": shape, "dtype": "float32", "passes": "forward + backward", "tf32": False, "axis": None}
     row |= {"times": {"g2lstm": time, **dict.fromkeys(ratios, time)}, "skipped": {}, "ratios": ratios}
     settings = {"timer": "Timer", "rounds": 3, "gates": {"gate_type": "gumbel", "temperature": 0.9, "noise_prob": 0.2}}
-    table = layer_markdown({"rows": [row], "settings": settings, **DESCRIBED})
+    table = layer_markdown({"complete": False, "rows": [row], "settings": settings, **DESCRIBED})
     assert "| 200 (100) | 1.20 (0.01) | ≤ 1.05, **not met** | 0.41 (0.02) | ≤ 0.5, met |" in table
+    assert table.startswith("**Unfinished:**")
+    row["ratios_in_one_launch"] = {"torch.nn.LSTM": {"ratio": 0.9, "iqr_by_round": 0.03, "bar": "≤ 1", "met": True}}
+    table = layer_markdown({"complete": True, "rows": [row], "settings": settings, **DESCRIBED})
+    assert "| 0.41 (0.02) | ≤ 0.5, met | 0.90 (0.03) | ≤ 1, met |" in table and "Unfinished" not in table
+
+
+def small_settings(out: Path, peers: list[str]) -> layer.Settings:
+    shapes = [Shape(2, 3, 4, 5), Shape(3, 2, 4, 5)]
+    return layer.Settings("cpu", 1, shapes, ["float32"], peers, rounds=1, min_seconds=1e-9, sweep=None, out=out)
+
+
+def test_a_peer_that_fails_at_first_is_not_tried_again(tmp_path, monkeypatch):
+    calls = []
+
+    def fail(lstm: G2LSTM):
+        calls.append(lstm)
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setitem(peers.PEERS, "identity", fail)
+    result = layer.run(small_settings(tmp_path, ["torch.nn.LSTM", "identity"]))
+    assert len(result["rows"]) == 4 and len(calls) == 1
+    assert all(row["skipped"] == {"identity": "failed: no compiler"} for row in result["rows"])
+
+
+def test_a_peer_that_ran_and_fails_once_is_tried_again(tmp_path, monkeypatch):
+    build, calls = peers.PEERS["identity"], []
+
+    def fail_at_the_second(lstm: G2LSTM):
+        calls.append(lstm)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return build(lstm)
+
+    monkeypatch.setitem(peers.PEERS, "identity", fail_at_the_second)
+    result = layer.run(small_settings(tmp_path, ["torch.nn.LSTM", "identity"]))
+    assert [bool(row["skipped"]) for row in result["rows"]] == [False, True, False, False]
+
+
+def test_a_layer_that_fails_ends_the_benchmark_and_leaves_a_table(tmp_path, monkeypatch):
+    build, calls = peers.PEERS["torch.nn.LSTM"], []
+
+    def fail_at_the_second(lstm: G2LSTM):
+        calls.append(lstm)
+        if len(calls) == 2:
+            raise RuntimeError("wrong")
+        return build(lstm)
+
+    monkeypatch.setitem(peers.PEERS, "torch.nn.LSTM", fail_at_the_second)
+    with pytest.raises(RuntimeError, match="wrong"):
+        layer.run(small_settings(tmp_path, ["torch.nn.LSTM"]))
+    assert "**Unfinished:**" in (tmp_path / "results.md").read_text()
 
 
 def log_line(updates: int, wpb: float, wps: float) -> str:
@@ -390,6 +441,8 @@ def test_the_language_model_benchmark_evaluates_and_trains_with_all_arms(tiny_te
 
 @pytest.mark.slow
 def test_without_data_a_text_is_made_once(tmp_path, capfd):
+    pytest.importorskip("babel", reason="babel is not installed")
+    pytest.importorskip("num2words", reason="num2words is not installed")
     data = language_model.embedded_text(tmp_path, True, 1)
     assert {"dict.txt", "train.bin", "test.bin"} <= {path.name for path in data.iterdir()}
     capfd.readouterr()

@@ -98,6 +98,32 @@ def assert_equals_reference(case: Case) -> None:
         assert_near(gradient, expected.gradients[name], GRADIENT[case.dtype], f"gradient of {name}", floor=0.1)
 
 
+def assert_same(found: Any, expected: Any, dtype: torch.dtype) -> None:
+    """Bits on the host; on a GPU within the bounds, since cuBLAS looks at strides and at where tensors begin."""
+    if ON_HOST:
+        return assert_identical(found, expected)
+    for name, output in found.outputs.items():
+        assert_near(output, expected.outputs[name], FORWARD[dtype], name)
+    for name, gradient in found.gradients.items():
+        assert_near(gradient, expected.gradients[name], GRADIENT[dtype], f"gradient of {name}", floor=0.1)
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same numbers with gaps between them."""
+    return torch.stack((tensor, tensor), dim=-1)[..., 0]
+
+
+def shifted(tensor: Tensor) -> Tensor:
+    """The same numbers, beginning one later in memory."""
+    return torch.cat((tensor.new_zeros(1), tensor.flatten()))[1:].view(tensor.shape)
+
+
+def run_on_changed(case: Case, change: Callable[[Tensor], Tensor]) -> Any:
+    """The case with tensors that are changed on the device; moved there afterwards they would lose their gaps."""
+    tensors = {name: change(t.to(DEVICE)).requires_grad_() for name, t in case.tensors().items()}
+    return run(case, on_device(case.operator), tensors)
+
+
 def name_of(case: Case) -> str:
     mode = next(name for name, mode in MODES.items() if mode == case.mode)
     return f"{case_name[type(case)]}, {mode}, {dtype_name(case.dtype)}"
@@ -215,18 +241,11 @@ def test_persistent_layer_is_bit_identical_from_run_to_run(dtype, persistent):
 
 
 @pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("change", ["strided", "shifted"])
+@pytest.mark.parametrize("change", [strided, shifted])
 def test_persistent_layer_takes_what_does_not_begin_at_16_bytes_or_has_gaps(change, dtype, persistent):
-    def changed(t: Tensor) -> Tensor:
-        if change == "strided":
-            return torch.stack((t, t), dim=-1)[..., 0]
-        return torch.cat((t.new_zeros(1), t.flatten()))[1:].view(t.shape)
-
     case = LayerCase(h_size=32, dtype=dtype, reverse=True)
     assert_is_persistent(case)
-    tensors = {name: changed(t.to(DEVICE)).requires_grad_() for name, t in case.tensors().items()}
-    found = run(case, lambda *args, **options: moved(case.operator(*args, **options), "cpu"), tensors)
-    assert_identical(found, run_on_device(case))
+    assert_same(run_on_changed(case, change), run_on_device(case), dtype)
 
 
 @pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
@@ -303,10 +322,7 @@ def test_outputs_and_gradients_are_bit_identical_from_run_to_run(case):
 
 @pytest.mark.parametrize("case", [StepCase(), LayerCase(lengths="ragged", reverse=True), DecoderCase()], ids=name_of)
 def test_arguments_need_not_be_contiguous(case):
-    strided = {name: torch.stack((t, t), dim=-1)[..., 0] for name, t in case.tensors().items()}
-    assert not any(t.is_contiguous() for t in strided.values())
-    found = run(case, on_device(case.operator), {name: t.requires_grad_() for name, t in strided.items()})
-    assert_identical(found, run_on_device(case))
+    assert_same(run_on_changed(case, strided), run_on_device(case), case.dtype)
 
 
 def search_step(case: DecoderCase, source_rows: Tensor | None) -> tuple[tuple, tuple]:
@@ -350,6 +366,29 @@ def test_operators_run_on_the_current_stream(case, kernel, monkeypatch):
         torch.cuda._sleep(100_000_000)  # clock ticks: what ran on another stream would read what is not there yet
         found = run_on_device(case)
     assert_identical(found, expected)
+
+
+@pytest.mark.skipif(not ON_HOST, reason="the host is told that a graph is captured")
+@pytest.mark.parametrize(
+    ("case", "what"),
+    [
+        (StepCase(), "the noise's seed comes"),
+        (LayerCase(), "the noise's seed comes"),
+        (DecoderCase(), "the noise's seed comes"),
+        (LayerCase(mode=MODES["sigmoid"], lengths="ragged"), "lengths and numbers of rows come"),
+        (LayerCase(mode=MODES["sigmoid"]), None),
+        (DecoderCase(mode=MODES["sigmoid"]), None),
+    ],
+    ids=str,
+)
+def test_what_comes_from_the_cpu_cannot_be_captured_in_a_graph(case, what, monkeypatch):
+    expected = None if what else run_on_device(case)
+    monkeypatch.setenv("G2LSTM_HOST_CAPTURES", "1")
+    if what is None:
+        assert_identical(run_on_device(case), expected)
+    else:
+        with pytest.raises(RuntimeError, match=f"{what} from the CPU.*cannot be captured in a CUDA graph"):
+            run_on_device(case)
 
 
 @needs_gpu

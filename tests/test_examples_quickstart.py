@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_module
 
-from examples.common.errors import UserError
-from examples.quickstart import arms, corpus, spell
-from examples.quickstart.run import parse_arguments
+for package in ("babel", "num2words"):
+    pytest.importorskip(package, reason=f"the quickstart's text is spelled with {package}, which is not installed")
+
+from examples.common.errors import UserError  # noqa: E402
+from examples.quickstart import arms, corpus, spell  # noqa: E402
+from examples.quickstart.run import parse_arguments  # noqa: E402
 
 SIZES = {"train": 3000, "valid": 200, "test": 200}
 

@@ -72,12 +72,14 @@ inline dim3 threads(const Grid& grid) {
   return {static_cast<unsigned>(grid.block_x), static_cast<unsigned>(grid.block_y)};
 }
 
+inline void check(cudaError_t error, const std::string& what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it is told here, and is not the next launch's
+  throw std::runtime_error("g2lstm: " + what + ": " + cudaGetErrorString(error));
+}
+
 inline void check_launch(const char* kernel) {
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) {
-    throw std::runtime_error(
-        std::string("g2lstm: the ") + kernel + " kernel did not start: " + cudaGetErrorString(error));
-  }
+  check(cudaGetLastError(), std::string("the ") + kernel + " kernel did not start");
 }
 
 }  // namespace g2lstm::cuda

@@ -25,6 +25,9 @@ using State = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 using StreamHandle = void*;  // a cudaStream_t
 
+// Whether what is launched goes into a CUDA graph.
+bool is_captured(StreamHandle stream);
+
 // A matrix whose rows lie `stride` elements apart.
 template <class T>
 struct Rows {

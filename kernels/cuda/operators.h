@@ -78,9 +78,17 @@ inline Tensor kept(const char* name, const Tensor& tensor, at::IntArrayRef shape
   return tensor.contiguous();
 }
 
+// A CUDA graph keeps what the CPU gave at its capture.
+inline void check_not_captured(const at::Device& device, const char* what) {
+  TORCH_CHECK(
+      !is_captured(current_stream(device)), what, " from the CPU at each call and cannot be captured in a CUDA graph, "
+      "whose replays would not see it change");
+}
+
 // Numbers of the CPU on the device, without waiting for it.
 inline OptionalTensor to_device(const OptionalTensor& numbers, const at::Device& device) {
   if (!numbers.has_value()) return std::nullopt;
+  if (numbers->is_cpu()) check_not_captured(device, "lengths and numbers of rows come");
   return numbers->to(at::TensorOptions(device), /*non_blocking=*/true).contiguous();
 }
 
@@ -95,7 +103,9 @@ struct GateSource {
       const at::Device& device)
       : options(options) {
     options.fill(noise, seed, stream);
-    if (noise.threshold > 0) rows = to_device(given_rows, device);
+    if (noise.threshold == 0) return;
+    check_not_captured(device, "the noise's seed comes");
+    rows = to_device(given_rows, device);
   }
 
   template <class T>

@@ -153,12 +153,6 @@ __global__ void __launch_bounds__(kSequenceThreads, 1) run_sequence(const Direct
 #endif
 }
 
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // it is told here, and is not the next launch's
-  throw std::runtime_error(std::string("g2lstm: ") + what + ": " + cudaGetErrorString(error));
-}
-
 int attribute(cudaDeviceAttr name, int device) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, name, device), "the device's limits cannot be read");

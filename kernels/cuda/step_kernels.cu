@@ -3,6 +3,12 @@
 
 namespace g2lstm::cuda {
 
+bool is_captured(StreamHandle stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "no state of the stream");
+  return status != cudaStreamCaptureStatusNone;
+}
+
 template <class T>
 void launch(const ForwardStep<T>& step, StreamHandle stream) {
   const Grid grid = unit_grid(step.n_rows, step.h_size);
