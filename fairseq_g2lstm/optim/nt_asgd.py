@@ -22,8 +22,9 @@ class NTASGDConfig(FairseqDataclass):
     asgd_nonmono: int = field(
         default=5,
         metadata={
-            "help": "averaging starts after the first epoch whose validation loss is above the lowest of those more "
-            "than N epochs before it; 0 for never. Needs --task g2lstm_language_modeling: else this is plain SGD"
+            "help": "averaging starts after the first validation at an epoch's end whose loss is above the lowest of "
+            "those more than N such validations before it; 0 for never. Needs --task "
+            "g2lstm_language_modeling: else this is plain SGD"
         },
     )
     lr: Any = II("optimization.lr")
