@@ -215,43 +215,35 @@ def small_settings(out: Path, peers: list[str]) -> layer.Settings:
     return layer.Settings("cpu", 1, shapes, ["float32"], peers, rounds=1, min_seconds=1e-9, sweep=None, out=out)
 
 
-def test_a_peer_that_fails_at_first_is_not_tried_again(tmp_path, monkeypatch):
-    calls = []
+def fail_once(monkeypatch: pytest.MonkeyPatch, peer: str, call: int, message: str) -> list[G2LSTM]:
+    """Makes the numbered call of a peer's constructor fail; the calls so far."""
+    build, calls = peers.PEERS[peer], []
 
-    def fail(lstm: G2LSTM):
+    def sometimes(lstm: G2LSTM):
         calls.append(lstm)
-        raise RuntimeError("no compiler\nat all")
+        if len(calls) == call:
+            raise RuntimeError(message)
+        return build(lstm)
 
-    monkeypatch.setitem(peers.PEERS, "identity", fail)
+    monkeypatch.setitem(peers.PEERS, peer, sometimes)
+    return calls
+
+
+def test_a_peer_that_fails_at_first_is_not_tried_again(tmp_path, monkeypatch):
+    calls = fail_once(monkeypatch, "identity", 1, "no compiler\nat all")
     result = layer.run(small_settings(tmp_path, ["torch.nn.LSTM", "identity"]))
     assert len(result["rows"]) == 4 and len(calls) == 1
     assert all(row["skipped"] == {"identity": "failed: no compiler"} for row in result["rows"])
 
 
 def test_a_peer_that_ran_and_fails_once_is_tried_again(tmp_path, monkeypatch):
-    build, calls = peers.PEERS["identity"], []
-
-    def fail_at_the_second(lstm: G2LSTM):
-        calls.append(lstm)
-        if len(calls) == 2:
-            raise RuntimeError("out of memory")
-        return build(lstm)
-
-    monkeypatch.setitem(peers.PEERS, "identity", fail_at_the_second)
+    fail_once(monkeypatch, "identity", 2, "out of memory")
     result = layer.run(small_settings(tmp_path, ["torch.nn.LSTM", "identity"]))
     assert [bool(row["skipped"]) for row in result["rows"]] == [False, True, False, False]
 
 
 def test_a_layer_that_fails_ends_the_benchmark_and_leaves_a_table(tmp_path, monkeypatch):
-    build, calls = peers.PEERS["torch.nn.LSTM"], []
-
-    def fail_at_the_second(lstm: G2LSTM):
-        calls.append(lstm)
-        if len(calls) == 2:
-            raise RuntimeError("wrong")
-        return build(lstm)
-
-    monkeypatch.setitem(peers.PEERS, "torch.nn.LSTM", fail_at_the_second)
+    fail_once(monkeypatch, "torch.nn.LSTM", 2, "wrong")
     with pytest.raises(RuntimeError, match="wrong"):
         layer.run(small_settings(tmp_path, ["torch.nn.LSTM"]))
     assert "**Unfinished:**" in (tmp_path / "results.md").read_text()
