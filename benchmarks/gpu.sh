@@ -52,8 +52,9 @@ for name in "${steps[@]}"; do
         build)
             FAIRSEQ_G2LSTM_REQUIRE_KERNELS=1 step build python3 setup.py build_ext --inplace
             if [ -n "$gpu" ] && ! python3 -c "
-import torch, fairseq_g2lstm
-assert torch._C._dispatch_has_kernel_for_dispatch_key('g2lstm::layer', 'CUDA')" 2> /dev/null; then
+import sys
+from benchmarks.machine import kernels_missing
+sys.exit(kernels_missing('cuda'))"; then
                 echo "error: built without CUDA kernels; why stands in $(basename "$OUT")/build.log" >&2
                 exit 1
             fi

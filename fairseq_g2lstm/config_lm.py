@@ -138,7 +138,7 @@ def apply_to_command_line(name: str, options: Namespace) -> None:
         ValueError: sizes of layers are given twice, the architecture's included.
     """
     sizes = getattr(options, "decoder_layer_sizes", None) or ARCHITECTURES[name].get("decoder_layer_sizes")
-    given = [getattr(options, name, None) for name in ("decoder_layers", "decoder_hidden_size")]
+    given = [getattr(options, option, None) for option in ("decoder_layers", "decoder_hidden_size")]
     if sizes is not None and given != [None, None]:
         raise _sizes_twice(sizes, *given)
     apply_architecture(name, options, LANGUAGE_MODEL)
