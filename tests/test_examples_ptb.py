@@ -603,6 +603,7 @@ def test_recipes_and_caches_get_tables_of_their_own_and_odd_arms_names(tmp_path)
         "'fp16': True, ",
         "'bf16': True, ",
         "'amp': True, ",
+        "'float32_matmul_precision': 'medium', ",
         "'lr_scheduler': {'_name': 'cosine'}, ",
         "'max_tokens': 400, ",
     ],

@@ -15,6 +15,7 @@ from lm_runs import eval_lm, preprocess, stock_lm_options, train_lm, write_text
 from tiny_runs import assert_identical
 
 from fairseq_g2lstm.checkpoints import State, read_checkpoint
+from fairseq_g2lstm.loading import load_model
 from fairseq_g2lstm.models.carried import CarriedState, TextState
 from fairseq_g2lstm.text_rows import drawn_lengths
 
@@ -325,6 +326,30 @@ def test_the_learning_rate_is_scaled_to_the_blocks_length(tiny_text: Path, tmp_p
     pairs = [sum(lengths[2 * k : 2 * k + 2]) / 2 for k in range(8)]
     assert seen == pytest.approx([0.5 * mean / 10 for mean in pairs])
     assert len(set(lengths[:16])) > 3
+
+
+@pytest.mark.parametrize("options, expected", [([], "high"), (["--float32-matmul-precision", "medium"], "medium")])
+def test_products_have_the_precision_that_was_asked_for_in_training_alone(
+    tiny_text: Path, tmp_path: Path, monkeypatch, options: list[str], expected: str
+):
+    seen = []
+    step = SGD.step
+
+    def watched_step(self, *args, **more):
+        seen.append(torch.get_float32_matmul_precision())
+        return step(self, *args, **more)
+
+    monkeypatch.setattr(SGD, "step", watched_step)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        folder = train_lm(tiny_text, tmp_path, "--max-update", 2, "--lr", 0.5, *options)
+        torch.set_float32_matmul_precision("high")
+        load_model(folder / "checkpoint_last.pt", tiny_text)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [expected] * 2
 
 
 def tokens_of(split: Path) -> list[int]:

@@ -26,6 +26,7 @@ RECIPE: dict[str, Any] = {
     "fp16": False,
     "bf16": False,
     "amp": False,
+    "float32_matmul_precision": "default",
     "sentence_avg": False,
     "batch_size": None,
     "max_tokens": None,

@@ -22,6 +22,7 @@ from fairseq.data import (
     StripTokenDataset,
     data_utils,
 )
+from fairseq.dataclass import ChoiceEnum
 from fairseq.distributed import utils as distributed_utils
 from fairseq.optim import AMPOptimizer, FairseqOptimizer
 from fairseq.tasks import register_task
@@ -36,6 +37,8 @@ from ..text_rows import RowBlocks, TokenStream, block_iterator, rows_within
 from .averaging import NonMonotonicTrigger
 
 logger = logging.getLogger(__name__)
+
+MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 @dataclass
@@ -57,6 +60,13 @@ class G2LSTMLanguageModelingConfig(LanguageModelingConfig):
     )
     cache_lambda: float = field(
         default=0.1, metadata={"help": "share of the cache in the probabilities, 0 to 1"}
+    )
+    float32_matmul_precision: ChoiceEnum(["default", *MATMUL_PRECISIONS]) = field(  # type: ignore[valid-type]
+        default="default",
+        metadata={
+            "help": "in training, what torch.set_float32_matmul_precision is given: high and medium round what float32 "
+            "products multiply and are faster where the processor can; default leaves it alone"
+        },
     )
     update_freq: Any = II("optimization.update_freq")
     sentence_avg: bool = II("optimization.sentence_avg")
@@ -269,6 +279,12 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         optimizer.set_lr(lr * ratio)
         super().optimizer_step(optimizer, model, update_num)
         optimizer.set_lr(lr)
+
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        """Training begins an epoch: products get the precision that was asked for."""
+        super().begin_epoch(epoch, model)
+        if str(self.args.float32_matmul_precision) != "default":
+            torch.set_float32_matmul_precision(str(self.args.float32_matmul_precision))
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         """Validation is on the averages, where there are any."""
