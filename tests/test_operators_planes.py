@@ -36,8 +36,10 @@ needs_amx = pytest.mark.skipif(
     ops.kernels_error() is not None or torch.ops.g2lstm.cpu_capability() != "amx",
     reason="this processor, its system or the compiler has no AMX",
 )
-# (M, K, N): edges of tiles on all sides, and several parts of K, with the larger side on the left and on the right.
+# (M, K, N): edges of tiles on all sides, and several parts of K, of rows and of columns, with the larger side on the
+# left and on the right.
 SIZES = [(512, 256, 512), (901, 260, 301), (300, 517, 451), (64, 33, 40000), (70, 1601, 640), (640, 1601, 70)]
+SIZES += [(620, 1601, 610)]
 # Large enough for planes at every step, with edges of tiles; a second row tile that is not full.
 CASES = [
     LayerCase(4, 18, 20, 270),
@@ -118,9 +120,10 @@ def test_products_of_float64_are_float64s():
 @pytest.mark.parametrize(
     ("name", "least", "most"), [("highest", 0, 1e-6), ("high", 1e-6, 2e-5), ("medium", 1e-3, 5e-3)]
 )
-def test_products_have_the_precision_that_torch_is_told(precision, name, least, most):
+@pytest.mark.parametrize("size", [(300, 517, 451), (1100, 1601, 620)], ids=str)
+def test_products_have_the_precision_that_torch_is_told(precision, size, name, least, most):
     precision(name)
-    a, b = matrices((300, 517, 451), "nt")
+    a, b = matrices(size, "nt")
     assert least <= error_of(matmul(a, b), a, b) < most
     assert least <= error_of(matmul(b.t(), a.t()), b.t(), a.t()) < most
 

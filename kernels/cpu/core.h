@@ -40,8 +40,6 @@ struct Weights {
 constexpr std::int64_t kAmxRows = 16;
 constexpr std::int64_t kAmxK = 32;
 constexpr std::int64_t kAmxTile = kAmxRows * kAmxK;
-constexpr std::int64_t kPlaneRowsAtOnce = 256;  // rows or columns of a product of matrices
-constexpr std::int64_t kPlaneTilesAtOnce = 16;  // tiles of K of the same
 
 static constexpr std::int64_t tiles_of_k(std::int64_t size) { return (size + kAmxK - 1) / kAmxK; }
 
@@ -65,8 +63,8 @@ struct Product {
   const Weights<F>* weights = nullptr;  // of each operand, for odd rows
 };
 
-// out (M, N) = start + left (M, K) times right (K, N) on AMX, K at most kPlaneTilesAtOnce tiles. One side comes in
-// planes, by Core::split_left or split_right; the other, the larger one, is split on its way.
+// out (M, N) = start + left (M, K) times right (K, N) on AMX. One side comes in planes, by Core::split_left or
+// split_right; the other, the larger one, is split on its way.
 template <class F>
 struct MatrixProduct {
   Weights<F> left;  // element (m, k) at data[m * stride_n + k * stride_k]
@@ -74,6 +72,7 @@ struct MatrixProduct {
   const std::uint16_t* left_tiles = nullptr;
   const std::uint16_t* right_tiles = nullptr;
   int planes = 3;
+  std::int64_t at_once = 0;  // rows or columns of the larger side at a time, a multiple of 32
   std::int64_t rows = 0;     // M
   std::int64_t columns = 0;  // N
   const F* start = nullptr;  // (M, N), `start_stride` between rows (0 for one row for all), or null for 0

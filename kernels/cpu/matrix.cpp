@@ -39,6 +39,9 @@ namespace {
 
 constexpr std::int64_t kFewest = 64;  // rows or columns for which the larger side is worth its way into planes
 constexpr std::int64_t kFewMultiplications = 1 << 26;
+constexpr std::int64_t kTilesOfK = 32;      // at a time
+constexpr std::int64_t kTilesAtOnce = 768;  // of the larger side, in planes: less than the second cache
+constexpr std::int64_t kMostAtOnce = 512;   // rows or columns of the larger side
 constexpr std::int64_t kLargestStride = 1 << 27;  // 16 of which 32 bits hold
 
 bool can_be_split(const Tensor& side) {
@@ -57,7 +60,7 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
   const bool by_rows = n_rows >= n_columns;
   const Columns columns{n_columns, 1};
   const std::int64_t blocks = kernels.blocks(columns), row_tiles = (n_rows + kAmxRows - 1) / kAmxRows;
-  const std::int64_t parts = (tiles_of_k(size_k) + kPlaneTilesAtOnce - 1) / kPlaneTilesAtOnce;
+  const std::int64_t parts = (tiles_of_k(size_k) + kTilesOfK - 1) / kTilesOfK;
   const std::int64_t k_tiles = (tiles_of_k(size_k) + parts - 1) / parts, k_at_once = k_tiles * kAmxK;
   const int planes = planes_of_float32();
   const auto words = a.options().dtype(at::kShort);
@@ -66,6 +69,7 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
   std::atomic<bool> even{true};
   MatrixProduct<float> task;
   task.planes = planes;
+  task.at_once = std::min(kTilesAtOnce / (k_tiles * planes) / 2 * 2 * kAmxRows, kMostAtOnce);
   task.rows = n_rows;
   task.columns = n_columns;
   task.out = out.mutable_data_ptr<float>();

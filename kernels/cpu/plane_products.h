@@ -6,10 +6,16 @@
 namespace g2lstm {
 namespace {
 
-static_assert(kPlaneRowsAtOnce % (2 * kAmxRows) == 0, "pairs of tiles");
+// What the tiles are configured for; nothing yet with 0 rows.
+struct TileShape {
+  std::int64_t rows = 0;
+  int width[2] = {};
+};
 
 // Tiles 0 to 3 hold the sums of two row tiles by two vectors of columns, 4 and 5 the left side, 6 and 7 the right.
-G2LSTM_INLINE void configure(std::int64_t n_rows, const int (&width)[2]) {
+G2LSTM_INLINE void configure(TileShape& configured, std::int64_t n_rows, const int (&width)[2]) {
+  if (configured.rows == n_rows && configured.width[0] == width[0] && configured.width[1] == width[1]) return;
+  configured = {n_rows, {width[0], width[1]}};
   TileConfig config;
   for (int i = 0; i < 2; ++i) {
     const std::int64_t left = n_rows - i * kAmxRows;
@@ -106,14 +112,14 @@ G2LSTM_INLINE bool is_odd_pair(const bool* odd, std::int64_t row, std::int64_t r
 
 template <int kPlanes, bool kTwoColumns>
 void multiply_row_tiles(
-    const Panel& panel, const Target<float>& target, std::int64_t row, std::int64_t row_end, const bool* odd) {
+    const Panel& panel, const Target<float>& target, std::int64_t row, std::int64_t row_end, const bool* odd,
+    TileShape& configured) {
   const std::uint16_t* left = panel.left;
-  std::int64_t configured = 0;
   for (; row < row_end; row += 2 * kAmxRows, left += 2 * panel.left_stride) {
     const std::int64_t n_rows = row_end - row < 2 * kAmxRows ? row_end - row : 2 * kAmxRows;
     const bool two = n_rows > kAmxRows;
     if (odd != nullptr && is_odd_pair(odd, row, row_end)) continue;
-    if (n_rows != configured) configure(configured = n_rows, target.width);
+    configure(configured, n_rows, target.width);
     if (two) {
       multiply_tiles<kPlanes, true, kTwoColumns>(panel, left, target, row);
     } else {
@@ -125,16 +131,12 @@ void multiply_row_tiles(
 // Rows [row, row_end) of a panel, but pairs of row tiles that hold an odd row; `left` begins with those of `row`.
 inline void multiply_panel_in_planes(
     int planes, const Panel& panel, const Target<float>& target, std::int64_t row, std::int64_t row_end,
-    const bool* odd) {
+    const bool* odd, TileShape& configured) {
   const bool two = target.width[1] > 0;
-  switch (planes) {
-    case 1:
-      return (two ? multiply_row_tiles<1, true> : multiply_row_tiles<1, false>)(panel, target, row, row_end, odd);
-    case 2:
-      return (two ? multiply_row_tiles<2, true> : multiply_row_tiles<2, false>)(panel, target, row, row_end, odd);
-    default:
-      return (two ? multiply_row_tiles<3, true> : multiply_row_tiles<3, false>)(panel, target, row, row_end, odd);
-  }
+  const auto multiply = planes == 1   ? (two ? multiply_row_tiles<1, true> : multiply_row_tiles<1, false>)
+                        : planes == 2 ? (two ? multiply_row_tiles<2, true> : multiply_row_tiles<2, false>)
+                                      : (two ? multiply_row_tiles<3, true> : multiply_row_tiles<3, false>);
+  multiply(panel, target, row, row_end, odd, configured);
 }
 
 // The same in plain float32, for rows [row, row_end) of a vector of columns that begins at `column`.
@@ -166,13 +168,14 @@ inline void multiply_block_in_planes(
   const int vectors = columns.groups == 1 ? 2 : 4;
   std::int64_t k_tiles = 0;
   for (int i = 0; i < product.count; ++i) k_tiles += tiles_of_k(product.operands[i].size);
+  TileShape configured;
   for (int v = 0; v < vectors; v += 2) {
     const auto target = target_of<float>(columns, block, v, out, stride, start, start_stride);
     Panel panel{product.left, {}, product.left_k_tiles * product.planes * kAmxTile, k_tiles};
     for (int i = 0; i < 2; ++i) {
       panel.right[i] = product.right + (block * vectors + v + i) * product.right_k_tiles * product.planes * kAmxTile;
     }
-    multiply_panel_in_planes(product.planes, panel, target, 0, row_end, product.odd);
+    multiply_panel_in_planes(product.planes, panel, target, 0, row_end, product.odd, configured);
     for (std::int64_t row = 0; row < row_end; row += 2 * kAmxRows) {
       if (!is_odd_pair(product.odd, row, row_end)) continue;
       const std::int64_t until = row + 2 * kAmxRows < row_end ? row + 2 * kAmxRows : row_end;
@@ -186,16 +189,25 @@ inline void multiply_block_in_planes(
 }
 
 // Blocks [block_begin, block_end) of columns of rows [row, row_end); the sides' tiles begin with that row and block.
+// Some blocks of two rows of tiles at a time, so that what is written lies together.
 inline void multiply_blocks(
     const MatrixProduct<float>& task, const std::uint16_t* left, std::int64_t row, std::int64_t row_end,
     const std::uint16_t* right, std::int64_t block_begin, std::int64_t block_end) {
   const std::int64_t k_tiles = tiles_of_k(task.left.size_k), stride = k_tiles * task.planes * kAmxTile;
-  for (std::int64_t block = block_begin; block < block_end; ++block) {
-    const std::uint16_t* const tiles = right + 2 * (block - block_begin) * stride;
-    const Panel panel{left, {tiles, tiles + stride}, stride, k_tiles};
-    const auto target = target_of<float>(
-        {task.columns, 1}, block, 0, task.out, task.stride, task.start, task.start_stride);
-    multiply_panel_in_planes(task.planes, panel, target, row, row_end, nullptr);
+  const std::int64_t group = task.at_once / 32;
+  TileShape configured;
+  for (std::int64_t begin = block_begin; begin < block_end; begin += group) {
+    const std::int64_t end = block_end - begin < group ? block_end : begin + group;
+    for (std::int64_t r = row; r < row_end; r += 2 * kAmxRows) {
+      const std::int64_t until = row_end - r < 2 * kAmxRows ? row_end : r + 2 * kAmxRows;
+      for (std::int64_t block = begin; block < end; ++block) {
+        const std::uint16_t* const tiles = right + 2 * (block - block_begin) * stride;
+        const Panel panel{left + (r - row) / kAmxRows * stride, {tiles, tiles + stride}, stride, k_tiles};
+        const auto target = target_of<float>(
+            {task.columns, 1}, block, 0, task.out, task.stride, task.start, task.start_stride);
+        multiply_panel_in_planes(task.planes, panel, target, r, until, nullptr, configured);
+      }
+    }
   }
 }
 
@@ -203,10 +215,9 @@ inline void multiply_blocks(
 inline bool multiply_rows(
     const MatrixProduct<float>& task, std::int64_t begin, std::int64_t end, std::uint16_t* scratch) {
   const std::int64_t k_tiles = tiles_of_k(task.left.size_k), tile = task.planes * kAmxTile;
-  // Tiles of K at a time: where the numbers of a row do not lie together, those of all rows that do.
-  const std::int64_t run = task.left.stride_k == 1 ? k_tiles : 1;
-  for (std::int64_t row = begin; row < end; row += kPlaneRowsAtOnce) {
-    const std::int64_t n_rows = end - row < kPlaneRowsAtOnce ? end - row : kPlaneRowsAtOnce;
+  const std::int64_t run = tiles_in_a_run(task.left.stride_k, k_tiles);
+  for (std::int64_t row = begin; row < end; row += task.at_once) {
+    const std::int64_t n_rows = end - row < task.at_once ? end - row : task.at_once;
     bool odd = false;
     for (std::int64_t k = 0; k < k_tiles; k += run) {
       for (std::int64_t r = 0; r < n_rows; r += kAmxRows) {
@@ -223,15 +234,17 @@ inline bool multiply_rows(
 // All rows of blocks [begin, end) of columns, whose numbers are split on the way.
 inline bool multiply_columns(
     const MatrixProduct<float>& task, std::int64_t begin, std::int64_t end, std::uint16_t* scratch) {
-  constexpr std::int64_t kBlocks = kPlaneRowsAtOnce / 32;
-  const std::int64_t k_tiles = tiles_of_k(task.right.size_k);
-  for (std::int64_t block = begin; block < end; block += kBlocks) {
-    const std::int64_t until = end - block < kBlocks ? end : block + kBlocks;
+  const std::int64_t k_tiles = tiles_of_k(task.right.size_k), blocks = task.at_once / 32;
+  const std::int64_t run = tiles_in_a_run(task.right.stride_k, k_tiles);
+  for (std::int64_t block = begin; block < end; block += blocks) {
+    const std::int64_t until = end - block < blocks ? end : block + blocks;
     bool odd = false;
-    for (std::int64_t i = 0; i < 2 * (until - block); ++i) {
-      const VectorColumns place = vector_columns<float>({task.columns, 1}, block + i / 2, static_cast<int>(i % 2));
-      std::uint16_t* const to = scratch + i * k_tiles * task.planes * kAmxTile;
-      odd |= split_columns(task.right, place.begin, place.width, 0, k_tiles, task.planes, to);
+    for (std::int64_t k = 0; k < k_tiles; k += run) {
+      for (std::int64_t i = 0; i < 2 * (until - block); ++i) {
+        const VectorColumns place = vector_columns<float>({task.columns, 1}, block + i / 2, static_cast<int>(i % 2));
+        std::uint16_t* const to = scratch + (i * k_tiles + k) * task.planes * kAmxTile;
+        odd |= split_columns(task.right, place.begin, place.width, k * kAmxK, run, task.planes, to);
+      }
     }
     if (odd) return false;
     multiply_blocks(task, task.left_tiles, 0, task.rows, scratch, block, until);
@@ -240,9 +253,9 @@ inline bool multiply_columns(
 }
 
 inline bool multiply_matrices(const MatrixProduct<float>& task, std::int64_t begin, std::int64_t end) {
-  constexpr std::int64_t kPlane = kPlaneRowsAtOnce / kAmxRows * kPlaneTilesAtOnce * kAmxTile;
   static thread_local Scratch memory;
-  const auto bytes = static_cast<std::size_t>(task.planes * kPlane) * sizeof(std::uint16_t);
+  const std::int64_t words = task.at_once / kAmxRows * tiles_of_k(task.left.size_k) * task.planes * kAmxTile;
+  const auto bytes = static_cast<std::size_t>(words) * sizeof(std::uint16_t);
   auto* const scratch = reinterpret_cast<std::uint16_t*>(memory.get(bytes));
   const bool done = task.left_tiles == nullptr ? multiply_rows(task, begin, end, scratch)
                                                : multiply_columns(task, begin, end, scratch);

@@ -77,6 +77,11 @@ G2LSTM_INLINE void store_planes(std::uint16_t* to, int planes, __m512 low, __m51
   for (int plane = 0; plane < planes; ++plane) _mm512_storeu_si512(to + plane * kAmxTile, next_plane(low, high));
 }
 
+// Tiles of K to split at a time: all where the numbers of a row or column lie together, else one of each row or column.
+G2LSTM_INLINE std::int64_t tiles_in_a_run(std::int64_t stride_k, std::int64_t k_tiles) {
+  return stride_k == 1 ? k_tiles : 1;
+}
+
 // Rows [row, row + 16) of the left side, K from k on: n_tiles tiles of each plane, at to. Whether some number is odd.
 inline bool split_row_tile(
     const Weights<float>& left, std::int64_t row, std::int64_t n_rows, std::int64_t k, std::int64_t n_tiles,
@@ -160,12 +165,15 @@ inline bool split_right(
     const Weights<float>& weights, const Columns& columns, std::int64_t k_begin, std::int64_t k_tiles, int planes,
     std::uint16_t* tiles, std::int64_t block_begin, std::int64_t block_end) {
   const int vectors = columns.groups == 1 ? 2 : 4;
+  const std::int64_t own_tiles = tiles_of_k(weights.size_k), run = tiles_in_a_run(weights.stride_k, own_tiles);
   bool odd = false;
-  for (std::int64_t block = block_begin; block < block_end; ++block) {
-    for (int v = 0; v < vectors; ++v) {
-      const VectorColumns place = vector_columns<float>(columns, block, v);
-      std::uint16_t* const to = tiles + ((block * vectors + v) * k_tiles + k_begin) * planes * kAmxTile;
-      odd |= split_columns(weights, place.begin, place.width, 0, tiles_of_k(weights.size_k), planes, to);
+  for (std::int64_t k = 0; k < own_tiles; k += run) {
+    for (std::int64_t block = block_begin; block < block_end; ++block) {
+      for (int v = 0; v < vectors; ++v) {
+        const VectorColumns place = vector_columns<float>(columns, block, v);
+        std::uint16_t* const to = tiles + ((block * vectors + v) * k_tiles + k_begin + k) * planes * kAmxTile;
+        odd |= split_columns(weights, place.begin, place.width, k * kAmxK, run, planes, to);
+      }
     }
   }
   return !odd;
