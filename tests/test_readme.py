@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text()
 
 def table_rows() -> dict[str, list[str]]:
     """The option tables' rows by option, without the option itself."""
-    rows = re.findall(r"^\| `(--[a-z-]+)` \|(.*)\|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `(--[a-z0-9-]+)` \|(.*)\|$", README, re.MULTILINE)
     return {option: [cell.strip().strip("`") for cell in rest.split("|")] for option, rest in rows}
 
 
@@ -51,7 +51,7 @@ def test_the_rows_give_the_defaults_and_the_architectures_sizes():
 
 
 def document_rows(name: str) -> dict[str, list[str]]:
-    rows = re.findall(r"^\| `(--[a-z-]+)` \|(.*)\|$", (ROOT / "docs" / name).read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(--[a-z0-9-]+)` \|(.*)\|$", (ROOT / "docs" / name).read_text(), re.MULTILINE)
     return {option: [cell.strip().strip("`") for cell in rest.split("|")] for option, rest in rows}
 
 
