@@ -173,57 +173,6 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[T
     return nll, smooth
 
 
-def _zeros_unless(grad: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if grad is None else grad
-
-
-def _setup_step(ctx: Any, inputs: tuple, output: tuple) -> None:
-    a, c, seed, rows, *options = inputs
-    _, c_next, gates = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(gates)
-    ctx.save_for_backward(gates, c, c_next, seed, rows)
-    ctx.options, ctx.a_dtype = options, a.dtype
-
-
-def _backward_step(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, *_unused: None) -> tuple:
-    gates, c, c_next, seed, rows = ctx.saved_tensors
-    grad_h = c.new_zeros(c.shape, dtype=ctx.a_dtype) if grad_h is None else grad_h
-    grads = _ops.step_backward(grad_h, _zeros_unless(grad_c, c), gates, c, c_next, seed, rows, *ctx.options)
-    return *grads, *[None] * (2 + len(ctx.options))
-
-
-def _setup_layer(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, lengths, seed, rows, *options, _need_gates = inputs
-    outputs, _, _, z, gates, cells = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(z, gates, cells)
-    ctx.save_for_backward(x, h_0, c_0, w_ih, w_hh, outputs, gates, cells, lengths, seed, rows)
-    ctx.options = options
-
-
-def _backward_layer(ctx: Any, grad_outputs: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None, *_unused):
-    if grad_outputs is None and grad_h_n is None and grad_c_n is None:
-        return (None,) * 16
-    need_x = ctx.needs_input_grad[0]
-    with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
-        grad_x, grad_h, grad_c, grad_w_ih, grad_w_hh, grad_bias = _ops.layer_backward(
-            grad_outputs, grad_h_n, grad_c_n, *ctx.saved_tensors, *ctx.options, need_x
-        )
-    need_b_ih, need_b_hh = ctx.needs_input_grad[5:7]
-    return (
-        grad_x if need_x else None,
-        grad_h,
-        grad_c,
-        grad_w_ih,
-        grad_w_hh,
-        grad_bias if need_b_ih else None,
-        # a tensor of its own: each may become a parameter's gradient, which others change in place
-        grad_bias.clone() if need_b_hh else None,
-        *[None] * 9,
-    )
-
-
 def _setup_decoder(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, h_0, c_0, feed_0, w_ih, w_hh, bias, *attention, seed = inputs[:13]
     outputs, _, _, _, weights, z, *saved = output
@@ -277,15 +226,6 @@ def _backward_matmul(ctx: Any, grad: Tensor) -> tuple:
     )
 
 
-def _setup_dropout(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    _, seed, ctx.p = inputs
-    ctx.save_for_backward(seed)
-
-
-def _backward_dropout(ctx: Any, grad: Tensor) -> tuple:
-    return _ops.dropout(grad, *ctx.saved_tensors, ctx.p), None, None
-
-
 def _setup_cross_entropy(ctx: Any, inputs: tuple, output: tuple) -> None:
     logits, targets, ctx.ignore_index = inputs
     ctx.set_materialize_grads(False)
@@ -316,17 +256,15 @@ def _no_gradient(ctx: Any, *_grads: Tensor | None) -> None:
 
 for _name in ("decoder_step", "packed_linear", "packed_layer", "packed_decoder_step"):
     torch.library.register_autograd(f"g2lstm::{_name}", _no_gradient)
+for _name in ("step", "layer", "decoder", "cross_entropy"):
+    torch.library.register_autograd(f"g2lstm::{_name}_backward", _no_second_derivative)
+# Those of step, layer and dropout stand in kernels/binding/autograd.cpp.
 for _name, _setup, _backward in (
-    ("step", _setup_step, _backward_step),
-    ("layer", _setup_layer, _backward_layer),
     ("decoder", _setup_decoder, _backward_decoder),
     ("cross_entropy", _setup_cross_entropy, _backward_cross_entropy),
+    ("matmul", _setup_matmul, _backward_matmul),
 ):
     torch.library.register_autograd(f"g2lstm::{_name}", _backward, setup_context=_setup)
-    torch.library.register_autograd(f"g2lstm::{_name}_backward", _no_second_derivative)
-
-torch.library.register_autograd("g2lstm::matmul", _backward_matmul, setup_context=_setup_matmul)
-torch.library.register_autograd("g2lstm::dropout", _backward_dropout, setup_context=_setup_dropout)
 
 
 _library = torch.library.Library("g2lstm", "FRAGMENT")

@@ -107,7 +107,7 @@ def draw_seed() -> Tensor:
         0-dim int64 CPU tensor.
     """
     # Tensor.random_ out of place, which torch.compile can trace
-    seed = torch.ops.aten.random(torch.empty((), dtype=torch.int64, device="cpu"))
+    seed = torch.ops.aten.random.default(torch.empty((), dtype=torch.int64, device="cpu"))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         seed = rank_seed(seed, torch.distributed.get_rank())
     return seed

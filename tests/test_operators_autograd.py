@@ -26,6 +26,7 @@ from operator_cases import (
 )
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 from fairseq_g2lstm import ops, reference
 from fairseq_g2lstm.ops import CellWeights
@@ -174,7 +175,7 @@ def test_inference_computes_what_training_computes(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=dtype_name)
-@each_case(LayerCase(bias=False, reverse=True, lengths="ragged"), DecoderCase(n_source=0, n_layers=1))
+@each_case(LayerCase(), LayerCase(bias=False, reverse=True, lengths="ragged"), DecoderCase(n_source=0, n_layers=1))
 def test_gradients_are_the_same_whatever_else_takes_one(case, dtype):
     case = replace(case, dtype=dtype)
     expected = run_operator(case).gradients
@@ -186,6 +187,31 @@ def test_gradients_are_the_same_whatever_else_takes_one(case, dtype):
         sum((outputs[key] * grads[key]).sum() for key in outputs).backward()
         assert_near(tensors[name].grad, expected[name], GRADIENT_BOUND[dtype], name)
         assert all(tensor.grad is None for key, tensor in tensors.items() if key != name)
+
+
+@pytest.mark.parametrize("there", ["b_ih", "b_hh"])
+def test_a_layer_with_one_bias_gives_its_gradient(there):
+    gradients = []
+    for function in (ops.lstm_layer, reference.lstm_layer):
+        case = LayerCase(dtype=F64)
+        tensors = leaves(case.tensors())
+        del tensors["b_hh" if there == "b_ih" else "b_ih"]
+        outputs = differentiable(case.call(function, tensors))
+        values = list(tensors.values())
+        gradients.append(torch.autograd.grad(list(outputs.values()), values, coefficients(outputs, F64)))
+    for name, found, expected in zip(tensors, *gradients, strict=True):
+        assert_near(found, expected, GRADIENT_BOUND[F64], name)
+
+
+@each_case(StepCase(dtype=F64), LayerCase(dtype=F64), DecoderCase(dtype=F64))
+def test_gradients_are_the_same_where_forward_is_run_again_for_them(case):
+    expected = run_operator(case).gradients
+    tensors = leaves(case.tensors())
+    outputs = checkpoint(lambda: differentiable(case.call(case.operator, tensors)), use_reentrant=False)
+    grads = coefficients(outputs, F64)
+    found = torch.autograd.grad(list(outputs.values()), list(tensors.values()), grads)
+    for name, grad in zip(tensors, found, strict=True):
+        assert_near(grad, expected[name], GRADIENT_BOUND[F64], name)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=dtype_name)

@@ -1,0 +1,218 @@
+// The derivatives of the operators that are called step by step or for small layers, where Python's would take longer
+// than the operators: these here, the others' in fairseq_g2lstm/operators.py. None has second derivatives.
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/library.h>
+
+#include "common.h"
+
+namespace g2lstm {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+using StepSignature = std::tuple<Tensor, Tensor, Tensor>(
+    const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, std::int64_t, std::int64_t, double,
+    double, c10::string_view, bool);
+using StepBackwardSignature = std::tuple<Tensor, Tensor>(
+    const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+    const OptionalTensor&, std::int64_t, std::int64_t, double, double, c10::string_view, bool);
+using LayerSignature = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
+    const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, std::int64_t, double,
+    double, c10::string_view, bool, bool);
+using LayerBackwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&, const Tensor&,
+    const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+    const OptionalTensor&, const OptionalTensor&, std::int64_t, double, double, c10::string_view, bool, bool);
+using DropoutSignature = Tensor(const Tensor&, const Tensor&, double);
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+const auto& step_operator() {
+  static const auto found = find<StepSignature>("g2lstm::step");
+  return found;
+}
+
+const auto& layer_operator() {
+  static const auto found = find<LayerSignature>("g2lstm::layer");
+  return found;
+}
+
+const auto& dropout_operator() {
+  static const auto found = find<DropoutSignature>("g2lstm::dropout");
+  return found;
+}
+
+// Saved tensors and gradients that are missing are undefined.
+OptionalTensor given(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
+Tensor or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
+
+// The options of the gates between forward and backward
+struct SavedGates {
+  double temperature, noise_prob;
+  std::string noise_sharing;
+  bool hard;
+
+  static void save(
+      AutogradContext* context, double temperature, double noise_prob, c10::string_view noise_sharing, bool hard) {
+    context->saved_data["gates"] = std::make_tuple(temperature, noise_prob, std::string(noise_sharing), hard);
+  }
+
+  explicit SavedGates(AutogradContext* context) {
+    const auto saved = context->saved_data["gates"].toTuple();
+    const auto& elements = saved->elements();
+    temperature = elements[0].toDouble(), noise_prob = elements[1].toDouble();
+    noise_sharing = elements[2].toStringRef(), hard = elements[3].toBool();
+  }
+};
+
+struct Step : torch::autograd::Function<Step> {
+  static constexpr std::size_t kArguments = 10;
+
+  static variable_list forward(
+      AutogradContext* context, const Tensor& a, const Tensor& c, const OptionalTensor& seed,
+      const OptionalTensor& rows, std::int64_t t, std::int64_t stream, double temperature, double noise_prob,
+      c10::string_view noise_sharing, bool hard) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [h, c_next, gates] =
+        step_operator().call(a, c, seed, rows, t, stream, temperature, noise_prob, noise_sharing, hard);
+    context->set_materialize_grads(false);
+    context->mark_non_differentiable({gates});
+    context->save_for_backward({gates, c, c_next, or_undefined(seed), or_undefined(rows)});
+    context->saved_data["t"] = t, context->saved_data["stream"] = stream;
+    SavedGates::save(context, temperature, noise_prob, noise_sharing, hard);
+    context->saved_data["dtype"] = a.scalar_type();
+    return {h, c_next, gates};
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    static const auto backward_operator = find<StepBackwardSignature>("g2lstm::step_backward");
+    const auto saved = context->get_saved_variables();
+    const Tensor &gates = saved[0], &c = saved[1], &c_next = saved[2];
+    const SavedGates options(context);
+    const auto dtype = context->saved_data["dtype"].toScalarType();
+    const Tensor grad_h = grads[0].defined() ? grads[0] : at::zeros_like(c, c.options().dtype(dtype));
+    const Tensor grad_c = grads[1].defined() ? grads[1] : at::zeros_like(c);
+    auto [grad_a, grad_c_prev] = backward_operator.call(
+        grad_h, grad_c, gates, c, c_next, given(saved[3]), given(saved[4]), context->saved_data["t"].toInt(),
+        context->saved_data["stream"].toInt(), options.temperature, options.noise_prob, options.noise_sharing,
+        options.hard);
+    variable_list result(kArguments);
+    result[0] = grad_a, result[1] = grad_c_prev;
+    return result;
+  }
+};
+
+struct Layer : torch::autograd::Function<Layer> {
+  static constexpr std::size_t kArguments = 16;
+
+  static variable_list forward(
+      AutogradContext* context, const Tensor& x, const Tensor& h_0, const Tensor& c_0, const Tensor& w_ih,
+      const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& lengths,
+      const OptionalTensor& seed, const OptionalTensor& rows, std::int64_t stream, double temperature,
+      double noise_prob, c10::string_view noise_sharing, bool hard, bool need_gates) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [outputs, h_n, c_n, z, gates, cells] = layer_operator().call(
+        x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, lengths, seed, rows, stream, temperature, noise_prob, noise_sharing, hard,
+        need_gates);
+    context->set_materialize_grads(false);
+    context->mark_non_differentiable({z, gates, cells});
+    context->save_for_backward(
+        {x, h_0, c_0, w_ih, w_hh, outputs, gates, cells, or_undefined(lengths), or_undefined(seed),
+         or_undefined(rows)});
+    context->saved_data["stream"] = stream;
+    context->saved_data["has_b_ih"] = b_ih.has_value(), context->saved_data["has_b_hh"] = b_hh.has_value();
+    SavedGates::save(context, temperature, noise_prob, noise_sharing, hard);
+    return {outputs, h_n, c_n, z, gates, cells};
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    static const auto backward_operator = find<LayerBackwardSignature>("g2lstm::layer_backward");
+    variable_list result(kArguments);
+    if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return result;
+    const auto saved = context->get_saved_variables();
+    const SavedGates options(context);
+    const c10::impl::ExcludeDispatchKeyGuard as_they_are(c10::autocast_dispatch_keyset);
+    // Of the inputs that are tensors, those that are there are numbered.
+    constexpr std::size_t kX = 0, kFirstBias = 5;
+    const bool has_b_ih = context->saved_data["has_b_ih"].toBool(), has_b_hh = context->saved_data["has_b_hh"].toBool();
+    const bool need_x = context->needs_input_grad(kX);
+    auto [grad_x, grad_h_0, grad_c_0, grad_w_ih, grad_w_hh, grad_bias] = backward_operator.call(
+        given(grads[0]), given(grads[1]), given(grads[2]), saved[0], saved[1], saved[2], saved[3], saved[4], saved[5],
+        saved[6], saved[7], given(saved[8]), given(saved[9]), given(saved[10]), context->saved_data["stream"].toInt(),
+        options.temperature, options.noise_prob, options.noise_sharing, options.hard, need_x);
+    if (need_x) result[0] = grad_x;
+    result[1] = grad_h_0, result[2] = grad_c_0, result[3] = grad_w_ih, result[4] = grad_w_hh;
+    if (has_b_ih && context->needs_input_grad(kFirstBias)) result[5] = grad_bias;
+    // A tensor of its own: each may become a parameter's gradient, which others change in place.
+    if (has_b_hh && context->needs_input_grad(kFirstBias + (has_b_ih ? 1 : 0))) result[6] = grad_bias.clone();
+    return result;
+  }
+};
+
+struct Dropout : torch::autograd::Function<Dropout> {
+  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& seed, double p) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    context->save_for_backward({seed});
+    context->saved_data["p"] = p;
+    return {dropout_operator().call(x, seed, p)};
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const Tensor seed = context->get_saved_variables()[0];
+    return {dropout_operator().call(grads[0], seed, context->saved_data["p"].toDouble()), Tensor(), Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> step(
+    const Tensor& a, const Tensor& c, const OptionalTensor& seed, const OptionalTensor& rows, std::int64_t t,
+    std::int64_t stream, double temperature, double noise_prob, c10::string_view noise_sharing, bool hard) {
+  if (!torch::autograd::compute_requires_grad(a, c)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return step_operator().call(a, c, seed, rows, t, stream, temperature, noise_prob, noise_sharing, hard);
+  }
+  auto found = Step::apply(a, c, seed, rows, t, stream, temperature, noise_prob, noise_sharing, hard);
+  return {found[0], found[1], found[2]};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
+    const Tensor& x, const Tensor& h_0, const Tensor& c_0, const Tensor& w_ih, const Tensor& w_hh,
+    const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& lengths, const OptionalTensor& seed,
+    const OptionalTensor& rows, std::int64_t stream, double temperature, double noise_prob,
+    c10::string_view noise_sharing, bool hard, bool need_gates) {
+  const auto call = [&](const auto& function) {
+    return function(
+        x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, lengths, seed, rows, stream, temperature, noise_prob, noise_sharing, hard,
+        need_gates);
+  };
+  if (!torch::autograd::compute_requires_grad(x, h_0, c_0, w_ih, w_hh, b_ih, b_hh)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return call([](const auto&... all) { return layer_operator().call(all...); });
+  }
+  auto found = call([](const auto&... all) { return Layer::apply(all...); });
+  return {found[0], found[1], found[2], found[3], found[4], found[5]};
+}
+
+Tensor dropout(const Tensor& x, const Tensor& seed, double p) {
+  if (!torch::autograd::compute_requires_grad(x)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return dropout_operator().call(x, seed, p);
+  }
+  return Dropout::apply(x, seed, p)[0];
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(g2lstm, Autograd, m) {
+  m.impl("step", step);
+  m.impl("layer", layer);
+  m.impl("dropout", dropout);
+}
+
+}  // namespace g2lstm
