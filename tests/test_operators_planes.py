@@ -39,7 +39,8 @@ needs_amx = pytest.mark.skipif(
 # (M, K, N): edges of tiles on all sides, and several parts of K, of rows and of columns, with the larger side on the
 # left and on the right.
 SIZES = [(512, 256, 512), (901, 260, 301), (300, 517, 451), (64, 33, 40000), (70, 1601, 640), (640, 1601, 70)]
-SIZES += [(620, 1601, 610)]
+# a second row tile and a second vector of columns that are not full, in the last of several groups of blocks
+SIZES += [(620, 1601, 610), (665, 1601, 659), (659, 1601, 665)]
 # Large enough for planes at every step, with edges of tiles; a second row tile that is not full.
 CASES = [
     LayerCase(4, 18, 20, 270),
@@ -111,6 +112,25 @@ def test_products_of_small_and_large_numbers_are_as_near(scale):
     assert error_of(matmul(a, b), a, b) < 2.0**-20
 
 
+@needs_amx
+def test_tiny_products_lose_their_later_planes():
+    a, b = matrices((300, 517, 451), "nt")
+    errors = [error_of(matmul(a * 2.0**-n, b * 2.0**-n), a * 2.0**-n, b * 2.0**-n) for n in (50, 58)]
+    assert errors[0] < 2.0**-20 and errors[1] < 2.0**-8
+
+
+@needs_amx
+@pytest.mark.parametrize("size", [(659, 1601, 665), (901, 260, 301), (300, 517, 451)], ids=str)
+@pytest.mark.parametrize("layout", ["nn", "tt"])
+def test_products_are_bit_identical_whatever_the_threads(size, layout):
+    a, b = matrices(size, layout)
+    found = []
+    for count in (1, 2, 3):
+        with threads(count):
+            found.append(matmul(a, b))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_products_of_float64_are_float64s():
     a, b = matrices((512, 256, 512), "nt", F64)
     assert_near(matmul(a, b), a @ b, FORWARD_BOUND[F64])
@@ -142,6 +162,19 @@ def test_odd_numbers_stay_what_they_are(size, place, value):
     expected = torch.addmm(given["bias"], given["a"], given["b"])
     assert not expected.isfinite().all() or value == ODD[3]
     assert_near(matmul(**given), expected, FORWARD_BOUND[F32])
+
+
+@pytest.mark.parametrize("value", ODD[:3], ids=str)
+@pytest.mark.parametrize("place", ["a", "b"])
+@pytest.mark.parametrize("size", [(300, 1601, 451), (451, 1601, 300)], ids=str)
+def test_one_odd_number_is_found_wherever_it_lies(size, place, value):
+    for layout, where in (("tn", (-1, -1)), ("nt", (-1, -1)), ("tn", (0, 0)), ("ss", (40, 40))):
+        given = dict(zip("ab", matrices(size, layout), strict=True))
+        given[place] = given[place].clone(memory_format=torch.preserve_format)
+        given[place][where] = value
+        expected = torch.mm(given["a"], given["b"])
+        assert not expected.isfinite().all()
+        assert_near(matmul(**given), expected, FORWARD_BOUND[F32])
 
 
 def test_gradients_of_a_product_are_its_transposes():

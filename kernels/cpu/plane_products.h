@@ -209,6 +209,7 @@ inline void multiply_blocks(
       }
     }
   }
+  tiles_and_memory();  // the next planes may be written where these were read
 }
 
 // Rows [begin, end), whose numbers are split on the way.

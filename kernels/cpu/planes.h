@@ -2,13 +2,14 @@
 //
 // A float32 is the sum of three bfloat16, its planes: 24 bits of mantissa in three times 8. Of the nine products of two
 // numbers' planes the six largest give the product to 2^-24 or so, as a float32 product has it, where the planes are no
-// denormals, which AMX takes for 0: of numbers below 2^-109 the third plane is lost, below 2^-117 the second. With two
-// planes three products give 2^-16, with one the one of bfloat16: what torch.set_float32_matmul_precision calls "high"
-// and "medium".
+// denormals, which AMX takes for 0, in what it reads and in its sums: of numbers below 2^-109 the third plane is lost,
+// below 2^-117 the second, and products below 2^-105 or so lose digits alike. With two planes three products give
+// 2^-16, with one the one of bfloat16: what torch.set_float32_matmul_precision calls "high" and "medium".
 //
 // A tile holds 16 rows of 32 bfloat16 of the left side; of the right side 32 rows of 16 columns, pairs of rows beside
 // one another, so that a tile of either is the other's with its 32-bit words transposed. Infinities, NaN and what
 // rounds to them have no such sum: rows that hold one are multiplied in plain float32, so that they stay what they are.
+// Sums that overflow do so plane by plane: they may be NaN where float32 has infinity.
 #pragma once
 
 #include "columns.h"
