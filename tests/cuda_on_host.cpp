@@ -19,6 +19,7 @@
 #include <random>
 #include <vector>
 
+#include "../kernels/binding/autograd.cpp"
 #include "../kernels/binding/schema.cpp"
 #include "../kernels/cuda/attention.h"
 #include "../kernels/cuda/decoder.cpp"
