@@ -589,7 +589,7 @@ def test_recipes_and_caches_get_tables_of_their_own_and_odd_arms_names(tmp_path)
     assert [[row["name"] for row in table["rows"]] for table in tables] == [
         ["gumbel", "gumbel, gate noise prob 0.5"], ["gumbel"], ["gumbel"],
     ]  # fmt: skip
-    assert "sgd at 2.0" in tables[1]["title"]
+    assert "sgd at 2.0" in tables[1]["title"] and tables[0]["title"].endswith("epochs")
     assert tables[2]["title"].endswith("cache of size 500, theta 0.3, lambda 0.1")
 
 
@@ -610,7 +610,9 @@ def test_recipes_and_caches_get_tables_of_their_own_and_odd_arms_names(tmp_path)
 )
 def test_trainings_that_differ_are_no_seeds_of_one_arm(tmp_path, more):
     folders = [make_run(tmp_path, "gumbel", 1, 99.0), make_run(tmp_path, "gumbel", 2, 98.0, more=more)]
-    assert [row.seeds for table in tables_of(folders) for row in table.rows] == [[1], [2]]
+    tables = tables_of(folders)
+    assert [row.seeds for table in tables for row in table.rows] == [[1], [2]]
+    assert tables[0].title != tables[1].title
 
 
 @pytest.mark.parametrize("result", [{"subset": "valid"}, {"model_overrides": "{'gate_eval_mode': 'hard'}"}])

@@ -22,7 +22,7 @@ from typing import Any
 from examples.common.errors import UserError, run_main
 from examples.common.files import part_path, write_text
 from examples.common.options import docstring_parser
-from examples.ptb.trained_runs import Run, read_run
+from examples.ptb.trained_runs import RECIPE, Run, read_run
 
 GATES = ("gumbel", "sharpened", "sigmoid", "stock")
 BASELINE = "sigmoid"
@@ -137,6 +137,7 @@ def compare(runs: Sequence[Run]) -> list[Table]:
         recipe = next((recipe for recipe in by_recipe if set(run.recipe) <= set(recipe)), run.recipe)
         by_recipe.setdefault(recipe, []).append(run)
     tables = []
+    told_apart_by = _differing([dict(recipe) for recipe in by_recipe])
     for recipe, its_runs in by_recipe.items():
         arms = arms_of(its_runs)
         baseline = {run.seed: float(run.result["perplexity"]) for run in arms.get(BASELINE, [])}
@@ -150,10 +151,20 @@ def compare(runs: Sequence[Run]) -> list[Table]:
             f"{options['parameters']:,} parameters, {options['optimizer']} at {options['lr']}, {options['batch_size']} "
             f"rows, blocks of {options['tokens_per_sample']} tokens, at most {options['max_epoch']} epochs"
         )
+        for name in told_apart_by:
+            if options.get(name) != options.get(RECIPE[name], RECIPE[name]):
+                title += f", {name.replace('_', ' ')} {options[name]}"
         title += f", cache of {options['cache']}" if options["cache"] else ""
         title += f", evaluated with {options['model_overrides']}" if options["model_overrides"] else ""
         tables.append(Table(title, options, rows))
     return tables
+
+
+def _differing(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Options that differ between recipes and that no title tells anyway."""
+    told = {"optimizer", "lr", "batch_size", "tokens_per_sample", "max_epoch"}
+    values = {name: {str(recipe[name]) for recipe in recipes if name in recipe} for name in RECIPE}
+    return [name for name, different in values.items() if len(different) > 1 and name not in told]
 
 
 def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
