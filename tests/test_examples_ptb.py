@@ -136,6 +136,16 @@ def test_another_text_is_refused_with_its_counts_and_nothing_is_left(corpus, tmp
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
 
+@pytest.mark.parametrize("precision", [["--float32-matmul-precision", "medium"], ["--float32-matmul-precision=high"]])
+def test_precision_of_products_is_refused_where_stock_is_trained_too(precision):
+    given = ["--corpus", "corpus", "--out", "out"]
+    with pytest.raises(UserError, match="choose --arms without stock, such as --arms gumbel sharpened sigmoid$"):
+        run.parse_arguments([*given, "--", *precision])
+    with pytest.raises(UserError, match="choose --arms without stock$"):
+        run.parse_arguments([*given, "--arms", "stock", "--", *precision])
+    assert run.parse_arguments([*given, "--arms", "gumbel", "--", *precision]).train_options == precision
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -2,6 +2,9 @@
 
 import math
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tiny_runs import assert_identical
 from fairseq_g2lstm.checkpoints import State, read_checkpoint
 from fairseq_g2lstm.loading import load_model
 from fairseq_g2lstm.models.carried import CarriedState, TextState
+from fairseq_g2lstm.models.language_model import G2LSTMLanguageModel
 from fairseq_g2lstm.text_rows import drawn_lengths
 
 # Everything that moves or draws random numbers: drawn lengths, dropout of all kinds, noise, averaging. An epoch has
@@ -328,28 +332,71 @@ def test_the_learning_rate_is_scaled_to_the_blocks_length(tiny_text: Path, tmp_p
     assert len(set(lengths[:16])) > 3
 
 
-@pytest.mark.parametrize("options, expected", [([], "high"), (["--float32-matmul-precision", "medium"], "medium")])
-def test_products_have_the_precision_that_was_asked_for_in_training_alone(
-    tiny_text: Path, tmp_path: Path, monkeypatch, options: list[str], expected: str
-):
-    seen = []
-    step = SGD.step
+def settings_of_products() -> list[str]:
+    backends = [getattr(torch.backends.mkldnn, "matmul", None), torch.backends.cuda.matmul]
+    return [torch.get_float32_matmul_precision(), *(str(getattr(each, "fp32_precision", "")) for each in backends)]
 
-    def watched_step(self, *args, **more):
-        seen.append(torch.get_float32_matmul_precision())
-        return step(self, *args, **more)
 
-    monkeypatch.setattr(SGD, "step", watched_step)
+@pytest.fixture
+def high_precision() -> Iterator[list[str]]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
-    try:
-        folder = train_lm(tiny_text, tmp_path, "--max-update", 2, "--lr", 0.5, *options)
-        torch.set_float32_matmul_precision("high")
-        load_model(folder / "checkpoint_last.pt", tiny_text)
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert seen == [expected] * 2
+    yield settings_of_products()
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("options, expected", [([], "high"), (["--float32-matmul-precision", "medium"], "medium")])
+def test_products_have_the_precision_that_was_asked_for_in_updates_alone(
+    tiny_text: Path, tmp_path: Path, monkeypatch, high_precision: list[str], options: list[str], expected: str
+):
+    seen = []
+    forward = G2LSTMLanguageModel.forward
+
+    def watched_forward(self, *args, **more):
+        seen.append((self.training, torch.get_float32_matmul_precision()))
+        return forward(self, *args, **more)
+
+    monkeypatch.setattr(G2LSTMLanguageModel, "forward", watched_forward)
+    folder = train_lm(tiny_text, tmp_path, "--max-update", 2, "--lr", 0.5, *options)
+    assert settings_of_products() == high_precision
+    assert set(seen) == {(True, expected), (False, "high")}
+    load_model(folder / "checkpoint_last.pt", tiny_text)
+    assert settings_of_products() == high_precision
+
+
+def test_an_update_that_fails_leaves_products_as_they_were(
+    tiny_text: Path, tmp_path: Path, monkeypatch, high_precision: list[str]
+):
+    def failing_forward(self, *args, **more):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise ArithmeticError("on purpose")
+
+    monkeypatch.setattr(G2LSTMLanguageModel, "forward", failing_forward)
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        train_lm(tiny_text, tmp_path, "--max-update", 2, "--lr", 0.5, "--float32-matmul-precision", "medium")
+    assert settings_of_products() == high_precision
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch 2.9 and later has it")
+def test_a_backends_own_precision_comes_back():
+    """In processes of their own, since torch cannot forget that a backend was set."""
+    script = """
+import torch
+from fairseq_g2lstm.tasks.matmul_precision import float32_matmul_precision
+
+torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # which torch.get_float32_matmul_precision refuses to read
+with float32_matmul_precision("high"):
+    assert torch.get_float32_matmul_precision() == "high"
+    assert torch.backends.mkldnn.matmul.fp32_precision == "tf32"
+assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+assert torch.backends.cuda.matmul.fp32_precision == "none"
+try:
+    torch.get_float32_matmul_precision()
+except RuntimeError:
+    print("as before")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "as before\n", done.stderr
 
 
 def tokens_of(split: Path) -> list[int]:

@@ -37,13 +37,15 @@ SEEDS = (1, 1_000_001, 2_000_001)
 # other arms' words have, with these about as much.
 LONG_BLOCKS = ("--tokens-per-sample=1000", "--model-overrides={'max_target_positions': 1000}")
 FAR_APART = 1_000_000  # more updates than any training here has
+OF_THE_PLUGIN = "--float32-matmul-precision"  # an option of the task that the other arms are trained by
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options; `train_options` are those after `--`.
 
     Raises:
-        UserError: seeds that are too close, an arm that the recipe does not have, a number out of range.
+        UserError: seeds that are too close, an arm that the recipe does not have, a number out of range, an option
+            for trainings that the stock arm cannot have.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
@@ -67,6 +69,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if not set(options.arms) <= set(has) or len(set(options.arms)) < len(options.arms):
         got = " ".join(options.arms)
         raise UserError(f"--arms takes {', '.join(has)} with the recipe {options.recipe}, each once, got {got}")
+    if "stock" in options.arms and any(each.startswith(OF_THE_PLUGIN) for each in options.train_options):
+        others = " ".join(arm for arm in options.arms if arm != "stock")
+        raise UserError(
+            f"{OF_THE_PLUGIN} is an option of the plugin's task, which stock lstm_lm is not trained by: "
+            f"choose --arms without stock{f', such as --arms {others}' if others else ''}"
+        )
     for low, high in pairwise(sorted(options.seeds)):
         if high - low < FAR_APART:
             raise UserError(

@@ -35,10 +35,9 @@ from ..models.language_model import G2LSTMLanguageModel
 from ..optim.nt_asgd import find_nt_asgd
 from ..text_rows import RowBlocks, TokenStream, block_iterator, rows_within
 from .averaging import NonMonotonicTrigger
+from .matmul_precision import MATMUL_PRECISIONS, float32_matmul_precision
 
 logger = logging.getLogger(__name__)
-
-MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 @dataclass
@@ -64,7 +63,7 @@ class G2LSTMLanguageModelingConfig(LanguageModelingConfig):
     float32_matmul_precision: ChoiceEnum(["default", *MATMUL_PRECISIONS]) = field(  # type: ignore[valid-type]
         default="default",
         metadata={
-            "help": "in training, what torch.set_float32_matmul_precision is given: high and medium round what float32 "
+            "help": "in updates, what torch.set_float32_matmul_precision is given: high and medium round what float32 "
             "products multiply and are faster where the processor can; default leaves it alone"
         },
     )
@@ -266,7 +265,8 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         if all(weight.grad is None for weight in model.parameters()):
             self._length_ratios = []  # an update begins; the last one may have been left out
         self._length_ratios.append(sample.get("length_ratio", 1.0))
-        result = super().train_step(sample, model, criterion, optimizer, update_num, **kwargs)
+        with float32_matmul_precision(str(self.args.float32_matmul_precision)):
+            result = super().train_step(sample, model, criterion, optimizer, update_num, **kwargs)
         if distributed_utils.get_data_parallel_world_size() > 1:
             # now, because rank 0 alone asks for what a checkpoint keeps
             self._ranks_state = self._state_of_ranks()
@@ -279,12 +279,6 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         optimizer.set_lr(lr * ratio)
         super().optimizer_step(optimizer, model, update_num)
         optimizer.set_lr(lr)
-
-    def begin_epoch(self, epoch: int, model: Any) -> None:
-        """Training begins an epoch: products get the precision that was asked for."""
-        super().begin_epoch(epoch, model)
-        if str(self.args.float32_matmul_precision) != "default":
-            torch.set_float32_matmul_precision(str(self.args.float32_matmul_precision))
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         """Validation is on the averages, where there are any."""
