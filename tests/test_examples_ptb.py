@@ -21,7 +21,7 @@ from lm_runs import write_text
 from test_examples_scripts import last, stub
 
 from examples.common.errors import UserError
-from examples.ptb import compare, evaluation, prepare, run
+from examples.ptb import compare, evaluation, prepare, progress, run
 from examples.ptb.train_log import read_training, setting
 from examples.ptb.trained_runs import read_run
 
@@ -236,6 +236,54 @@ def test_hydra_has_the_options_of_the_script(tmp_path, recipe):
 def test_the_users_options_win(tmp_path):
     options = launched(tmp_path, "awd", "sigmoid", "--lr", "10", "--gate-type", "gumbel")
     assert (last(options, "--lr"), last(options, "--gate-type")) == ("10", "gumbel")
+
+
+def step(epoch: int, done: int) -> str:
+    return f"x | INFO | train_inner | epoch {epoch:03d}:    {done % 10} / 10 loss=5.1, num_updates={done}, lr=1\n"
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ("'max_epoch': 4, 'max_update': 0", "epoch 2 of 4, 12 of 40 updates, valid perplexity 17.25, 56 s left"),
+        ("'max_epoch': 4, 'max_update': 20", "epoch 2 of 4, 12 of 20 updates, valid perplexity 17.25, 16 s left"),
+        ("'max_epoch': 0, 'max_update': 20", "epoch 2, 12 of 20 updates, valid perplexity 17.25, 16 s left"),
+        ("'max_epoch': 0, 'max_update': 0", "epoch 2, 12 updates, no end given, valid perplexity 17.25"),
+    ],
+)
+def test_the_time_left_is_told_from_the_log(monkeypatch, limits, expected):
+    left = progress.TimeLeft()
+    now = iter((100.0, 120.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    log = f"x | INFO | fairseq_cli.train | {{'_name': None, 'optimization': {{{limits}}}}}\n"
+    valid = "x | INFO | valid | epoch 001 | valid on 'valid' subset | loss 4.1 | ppl 17.25 | num_updates 10\n"
+    assert [left.read(line) for line in (log, step(1, 2), valid, step(2, 12), "another line\n")] == [
+        None, None, None, expected, None,
+    ]  # fmt: skip
+
+
+def test_the_time_left_of_all_trainings_is_told(monkeypatch):
+    left = progress.TimeLeft("[1/3] small", after=2)
+    now = iter((0.0, 600.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    left.read("x | INFO | fairseq_cli.train | {'_name': None, 'max_epoch': 1, 'max_update': 0}\n")
+    left.read(step(1, 0))
+    text = left.read(step(1, 5))
+    assert text == "[1/3] small: epoch 1 of 1, 5 of 10 updates, 10 min left, about 50 min with the 2 after it"
+
+
+def test_the_script_tells_the_time_left_on_the_screen_and_not_in_the_log(tmp_path, whole_run):
+    out, _, _ = whole_run
+    options = [str(out / "data-bin"), str(tmp_path), *TINY, "--max-epoch", "2"]
+    command = ["bash", str(ROOT / "examples" / "ptb" / "train.sh"), "small", "gumbel", *options]
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    told = r"^epoch 2 of 2, \d+ of \d+ updates, valid perplexity [\d.]+, \d+ s left$"
+    assert re.search(told, done.stderr, re.M)
+    assert (tmp_path / "train.log").read_text() == done.stdout
+    failed = subprocess.run([*command, "--lr", "fast"], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert failed.returncode != 0 and "--lr" in failed.stdout
 
 
 @pytest.mark.parametrize(

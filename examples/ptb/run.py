@@ -16,7 +16,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -27,7 +26,7 @@ from examples.common.files import write_text
 from examples.common.options import docstring_parser
 from examples.common.stages import Stages, sha256_of
 from examples.ptb import compare, prepare
-from examples.ptb.train_log import Validation, setting, settings_of_line, step_of_line, validation_of_line
+from examples.ptb.progress import Progress
 
 HERE = Path(__file__).resolve().parent
 RECIPES = ("small", "medium", "awd")
@@ -123,63 +122,6 @@ def run_script(command: Sequence[str], watch: Callable[[str], None], **environme
             watch(line)
     if process.returncode:
         raise UserError(f"{command[0]} failed with {process.returncode}; it said:\n{''.join(tail)}")
-
-
-class Progress:
-    """Shows how far a training is, and what is left of it and of all.
-
-    Args:
-        title: what is trained.
-        after: number of trainings after this one.
-    """
-
-    def __init__(self, title: str, after: int) -> None:
-        self.title, self.after = title, after
-        self.max_epoch = self.max_update = 0
-        self.validation: Validation | None = None
-        self.first: tuple[int, float] | None = None
-        self.told = -1
-        self.terminal = sys.stderr.isatty()
-
-    def __call__(self, line: str) -> None:
-        settings = settings_of_line(line)
-        if settings is not None:
-            self.max_epoch = setting(settings, "max_epoch") or 0
-            self.max_update = setting(settings, "max_update") or 0
-        self.validation = validation_of_line(line) or self.validation
-        step = step_of_line(line)
-        if step is None:
-            return
-        epoch, updates_an_epoch, done = step
-        now = time.monotonic()
-        if self.first is None:
-            self.first = (done, now)
-            return
-        total = min(limit for limit in (self.max_epoch * updates_an_epoch, self.max_update, 10**12) if limit)
-        seconds = (now - self.first[1]) / max(1, done - self.first[0])
-        left = seconds * max(0, total - done)
-        text = f"{self.title}: epoch {epoch} of {self.max_epoch}, {done:,} of {total:,} updates"
-        if self.validation is not None:
-            text += f", valid perplexity {self.validation.perplexity:.2f}"
-        text += f", {_duration(left)} left"
-        if self.after:
-            text += f", about {_duration(left + self.after * seconds * total)} with the {self.after} after it"
-        if self.terminal:
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-        elif done * 20 // total > self.told:
-            self.told = done * 20 // total
-            print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Ends the line on a terminal."""
-        if self.terminal and self.first is not None:
-            print(file=sys.stderr)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def check_folder(folder: Path, identity: str) -> None:

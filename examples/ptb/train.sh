@@ -3,7 +3,8 @@
 #   bash examples/ptb/train.sh RECIPE GATES DATA_BIN SAVE_DIR [fairseq-train options; later ones win]
 # RECIPE is small (Zaremba et al. 2014, 200 units), medium (the same, 650 units) or awd (Merity et al. 2018);
 # GATES is gumbel, sharpened or sigmoid, or stock for fairseq's own lstm_lm, whose blocks are shuffled.
-# Called again, it goes on from SAVE_DIR/checkpoint_last.pt. PYTHON names the interpreter to use.
+# Its log goes to SAVE_DIR/train.log too, the time that is left to standard error alone. Called again, it goes on from
+# SAVE_DIR/checkpoint_last.pt. PYTHON names the interpreter to use.
 set -euo pipefail
 
 usage() {
@@ -67,4 +68,5 @@ mkdir -p "$save_dir"
 "$python" -m fairseq_cli.train "$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}" \
     "${model[@]}" "${training[@]}" --seed 1 --update-epoch-batch-itr True --num-workers 0 \
     --no-epoch-checkpoints \
-    --log-format simple --log-interval 200 --save-dir "$save_dir" "$@" 2>&1 | tee -a "$save_dir/train.log"
+    --log-format simple --log-interval 200 --save-dir "$save_dir" "$@" 2>&1 | tee -a "$save_dir/train.log" |
+    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$python" -m examples.ptb.progress
