@@ -696,6 +696,20 @@ def test_a_recorded_default_and_a_stock_model_stand_in_the_same_table(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("gates", "more", "name"),
+    [
+        ("gumbel", "'gate_eval_mode': 'auto', 'gate_noise_sharing': 'step', ", "gumbel"),
+        ("gumbel", "'gate_eval_mode': 'tempered', ", "gumbel, gate eval mode tempered"),
+        ("sigmoid", "'gate_eval_mode': 'hard', 'gate_noise_prob': 0.5, ", "sigmoid, gate eval mode hard"),
+        ("sharpened", "'gate_temperature_end': 0.5, 'gate_noise_end': 0.1, ", "sharpened, gate temperature end 0.5"),
+    ],
+)
+def test_an_arm_is_named_by_what_is_unusual_about_its_gates(tmp_path, gates, more, name):
+    more = f"{more}'gate_noise_end': None, "
+    assert read_run(make_run(tmp_path, gates, 1, 99.0, more=more), "eval-test").arm == name
+
+
 def tables_of(folders: list[str]) -> list[compare.Table]:
     return compare.compare([read_run(folder, "eval-test") for folder in folders])
 

@@ -64,11 +64,12 @@ ARM: dict[str, Any] = {
     "gate_noise_start": None,
     "gate_noise_end": None,
     "gate_noise_updates": None,
+    "gate_eval_mode": "auto",
     "task": "g2lstm_language_modeling",
 }
 # of these, the beginnings of those that say nothing under some gates
 HAS_NO: dict[str, str | tuple[str, ...]] = {
-    "sigmoid": "gate_",
+    "sigmoid": ("gate_noise_", "gate_temperature"),
     "sharpened": "gate_noise_",
     "stock": ("gate_", "task"),
 }
