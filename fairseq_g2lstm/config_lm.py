@@ -165,18 +165,12 @@ def resolve(options: ModelOptions) -> Namespace:
             "--share-decoder-input-output-embed needs --decoder-embed-dim equal to --decoder-out-embed-dim, "
             f"got {resolved.decoder_embed_dim} and {resolved.decoder_out_embed_dim}"
         )
-    _check_layer_sizes(resolved)
+    layer_sizes(resolved)
+    given = (getattr(options, "decoder_layers", None), getattr(options, "decoder_hidden_size", None))
+    # the command line fills in both where it was given neither
+    if resolved.decoder_layer_sizes is not None and given not in ((None, None), (1, resolved.decoder_embed_dim)):
+        raise _sizes_twice(resolved.decoder_layer_sizes, *given)
     return resolved
-
-
-def _check_layer_sizes(options: Namespace) -> None:
-    sizes = layer_sizes(options)
-    if options.decoder_layer_sizes is None:
-        return
-    given = (options.decoder_layers, options.decoder_hidden_size)
-    # what nobody gave has its default
-    if given[0] not in (1, len(sizes)) or given[1] not in (options.decoder_embed_dim, *sizes):
-        raise _sizes_twice(options.decoder_layer_sizes, *given)
 
 
 def _sizes_twice(sizes: str, n_layers: int | None, n_units: int | None) -> ValueError:

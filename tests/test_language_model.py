@@ -9,10 +9,11 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models.lstm_lm import LSTMLanguageModel
 from fairseq.models.lstm_lm import base_architecture as stock_architecture
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from fairseq_g2lstm import ops
-from fairseq_g2lstm.config_lm import apply_to_command_line
+from fairseq_g2lstm.config_lm import apply_to_command_line, resolve
 from fairseq_g2lstm.gate_stats import observe_gates
 from fairseq_g2lstm.models.language_model import G2LSTMLanguageModel
 
@@ -259,6 +260,13 @@ def test_sizes_beside_those_of_the_awd_architecture_are_refused_even_if_they_are
     with pytest.raises(ValueError, match=rf"sizes 1150,1150,400, .* got --{name.replace('_', '-')} {default} as well"):
         apply_to_command_line("g2lstm_lm_ptb", Namespace(**{name: default}))
     assert len(G2LSTMLanguageModel.build_model(options, make_task()).decoder.layers) == 3
+
+
+@pytest.mark.parametrize("kind", [lambda given: Namespace(**given), OmegaConf.create])
+@pytest.mark.parametrize("size", [{"decoder_layers": 1}, {"decoder_layers": 3}, {"decoder_hidden_size": 400}])
+def test_hydra_is_refused_them_too(kind, size):
+    with pytest.raises(ValueError, match=r"sizes 1150,1150,400, .* got --decoder-[a-z-]+ \d+ as well"):
+        resolve(kind({"_name": "g2lstm_lm_ptb", **size}))
 
 
 def test_the_zaremba_architecture_has_its_sizes():
