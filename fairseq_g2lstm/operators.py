@@ -2,7 +2,7 @@
 
 `lstm_step`, `lstm_layer` and `decoder` have the signatures of `fairseq_g2lstm.reference`, which defines what they
 compute. Importing this module loads the extension and raises ImportError where it is not built; the operators then
-work under autograd, torch.autocast and torch.compile. They have no second derivatives.
+work under autograd, torch.autocast and torch.compile. They have no second derivatives and none of forward mode.
 
 Symbols: T time steps, B batch, I inputs, H units, L layers, S source positions, E source units.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
 from .reference import AttentionMemory, CellWeights, DecoderOutput, Factor, PackedWeight, unpacked
@@ -173,6 +174,17 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[T
     return nll, smooth
 
 
+def _refuse_tangents(*grads: Tensor | None) -> None:
+    """Raises NotImplementedError where a gradient has a forward-mode derivative, which a backward operator loses."""
+    if forward_ad._current_level >= 0 and any(
+        grad is not None and forward_ad.unpack_dual(grad).tangent is not None for grad in grads
+    ):
+        raise NotImplementedError(
+            "g2lstm's compiled operators have no forward-mode derivatives: use fairseq_g2lstm.ops.use_reference() "
+            "around the forward pass that needs them"
+        )
+
+
 def _setup_decoder(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, h_0, c_0, feed_0, w_ih, w_hh, bias, *attention, seed = inputs[:13]
     outputs, _, _, _, weights, z, *saved = output
@@ -184,6 +196,7 @@ def _setup_decoder(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward_decoder(ctx: Any, *grads: Tensor | None) -> tuple:
     grads = grads[:5]
+    _refuse_tangents(*grads)
     n = ctx.n_cells
     if all(grad is None for grad in grads):
         return *[None] * 4, [None] * n, [None] * n, [None] * ctx.n_biases, *[None] * 11
@@ -216,6 +229,7 @@ def _setup_matmul(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward_matmul(ctx: Any, grad: Tensor) -> tuple:
+    _refuse_tangents(grad)
     a, b = ctx.saved_tensors
     need_a, need_b, need_bias = ctx.needs_input_grad
     return (
@@ -234,6 +248,7 @@ def _setup_cross_entropy(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _backward_cross_entropy(ctx: Any, grad_nll: Tensor | None, grad_smooth: Tensor | None, _unused: None) -> tuple:
+    _refuse_tangents(grad_nll, grad_smooth)
     if grad_nll is None and grad_smooth is None:
         return None, None, None
     grads = grad_nll, grad_smooth

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import reference
@@ -78,8 +79,13 @@ def use_reference() -> Iterator[None]:
         _reference_wanted = before
 
 
+def _reference_serves() -> bool:
+    """Whether the reference was asked for, or forward-mode derivatives are, which the compiled operators lack."""
+    return _reference_wanted or forward_ad._current_level >= 0
+
+
 def _backend(name: str, device: torch.device) -> Callable[..., Any]:
-    if _reference_wanted:
+    if _reference_serves():
         return getattr(reference, name)
     if _compiled is None:
         _warn_once(
@@ -129,10 +135,10 @@ def decoder_step(x: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor,
 def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None, fine: bool = False) -> Tensor:
     """A product with weights that may be packed; see `reference.linear`."""
     if isinstance(weight, Tensor):
-        if _own_products and not _reference_wanted and _is_large_product(x, weight):
+        if _own_products and not _reference_serves() and _is_large_product(x, weight):
             return cast(ModuleType, _compiled).linear(x, weight, bias)
         return F.linear(x, weight, bias)
-    if _compiled is None or _reference_wanted:
+    if _compiled is None or _reference_serves():
         return reference.linear(x, weight, bias, fine)
     return _compiled.packed_linear(x, weight, bias, fine)
 
@@ -161,13 +167,13 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """
     if p == 0.0:
         return x
-    if x.device.type == "cpu" and _compiled is not None and not _reference_wanted:
+    if x.device.type == "cpu" and _compiled is not None and not _reference_serves():
         return _compiled.dropout(x, p, draw_seed())
     return F.dropout(x, p)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihoods of the targets and of all classes; see `reference.cross_entropy`."""
-    if logits.device.type == "cpu" and _compiled is not None and not _reference_wanted:
+    if logits.device.type == "cpu" and _compiled is not None and not _reference_serves():
         return _compiled.cross_entropy(logits, targets, ignore_index)
     return reference.cross_entropy(logits, targets, ignore_index)

@@ -89,12 +89,20 @@ def random_words(
             )
     counter = (
         np.arange(hidden_size, dtype=np.uint64),
-        rows.cpu().numpy().astype(np.uint64)[:, None],
-        steps.cpu().numpy().astype(np.uint64)[:, None, None],
+        _as_numpy(rows)[:, None],
+        _as_numpy(steps)[:, None, None],
         np.uint64(2 * layer + int(reverse)),
     )
     words = philox4x32(counter, int(seed) % 2**64)
     return torch.from_numpy(words.astype(np.int64))
+
+
+def _as_numpy(numbers: Tensor) -> np.ndarray:
+    """(N,) uint64; one by one within torch.func's transforms, where tensors have no memory to read."""
+    try:
+        return numbers.cpu().numpy().astype(np.uint64)
+    except RuntimeError:
+        return np.array([int(number) for number in numbers], dtype=np.uint64)
 
 
 def draw_seed() -> Tensor:

@@ -11,6 +11,7 @@ from operator_cases import (
     F32,
     F64,
     FORWARD_BOUND,
+    GRADIENT_BOUND,
     MODES,
     SEED,
     Case,
@@ -21,6 +22,7 @@ from operator_cases import (
     case_name,
     dtype_name,
     each_case,
+    leaves,
     needs_kernels,
 )
 from torch import Tensor
@@ -297,6 +299,18 @@ def test_inputs_of_no_features_leave_the_biases_and_the_recurrence(case):
     found, expected = (call(case, module, **changes) for module in (ops, reference))
     for one, other in zip(found, expected, strict=True):
         assert_near(one, other, FORWARD_BOUND[F32])
+
+
+def test_inputs_of_no_features_have_gradients():
+    changes = {"x": lambda x: x[..., :0], "w_ih": lambda w: w[:, :0]}
+    results = []
+    for module in (ops, reference):
+        tensors = leaves({name: changes.get(name, Tensor.clone)(t) for name, t in LAYER.tensors().items()})
+        args, options = LAYER.arguments(tensors)
+        outputs = module.lstm_layer(*args, **options)[0]
+        results.append(torch.autograd.grad(outputs.square().sum(), list(tensors.values())))
+    for name, one, other in zip(tensors, *results, strict=True):
+        assert_near(one, other, GRADIENT_BOUND[F32], name)
 
 
 def test_an_empty_source_gives_the_references_answer():

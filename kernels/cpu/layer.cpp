@@ -151,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
       recurrent_weight_gradient(size, grad_a, outputs.to(dtype), h_0, lengths, reverse).to(given);
   return {
       grad_x, grad_h.to(given), grad_c.to(c_0_given.scalar_type()),
-      matrix_product(flat.t(), x.view({-1, size.inputs})).to(given), grad_w_hh, grad_bias.to(given)};
+      matrix_product(flat.t(), x.view({flat.size(0), size.inputs})).to(given), grad_w_hh, grad_bias.to(given)};
 }
 
 }  // namespace

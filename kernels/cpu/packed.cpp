@@ -204,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> packed_layer(
   }
   const OptionalTensor lengths = ragged(lengths_given, size.steps);
   Tensor gates = at::empty({size.steps, size.rows, 4 * size.units}, x.options());
-  w_ih.multiply(x.view({-1, size.inputs}), gates.view({-1, 4 * size.units}), bias, /*fine=*/hard);
+  w_ih.multiply(x.view({size.steps * size.rows, size.inputs}), gates.view({-1, 4 * size.units}), bias, /*fine=*/hard);
   Tensor outputs = at::empty({size.steps, size.rows, size.units}, x.options()), cells = at::empty_like(outputs);
   Tensor z = at::empty({need_gates ? size.steps : 0, size.rows, 2 * size.units}, x.options());
   Tensor h_n;

@@ -1,0 +1,148 @@
+"""Derivatives taken otherwise than by backward(): forward mode, torch.func, compiled autograd, and none at all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from operator_cases import (
+    F64,
+    GRADIENT_BOUND,
+    SEED,
+    Case,
+    assert_near,
+    coefficients,
+    each_case,
+    leaves,
+    needs_kernels,
+    random_tensor,
+    run_operator,
+)
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fairseq_g2lstm import G2LSTM, ops
+
+pytestmark = needs_kernels
+
+REFUSED = r"no forward-mode derivatives.*use_reference\(\)"
+x = torch.linspace(-1, 1, 12, dtype=F64).view(3, 4)
+
+
+@each_case()
+def test_forward_mode_agrees_with_backward(case):
+    case = type(case)(dtype=F64)
+    tensors = case.tensors()
+    generator = torch.Generator().manual_seed(11)
+    tangents = {name: random_tensor(generator, F64, *tensor.shape) for name, tensor in tensors.items()}
+    with forward_ad.dual_level():
+        duals = {name: forward_ad.make_dual(tensor, tangents[name]) for name, tensor in tensors.items()}
+        outputs = case.call(case.operator, duals)
+        moved = {name: forward_ad.unpack_dual(output).tangent for name, output in outputs.items()}
+    expected = run_operator(case)
+    chosen = {name: output for name, output in outputs.items() if name in differentiable(case)}
+    weights = coefficients(chosen, F64)
+    forward = sum((weight * moved[name]).sum() for weight, name in zip(weights, chosen, strict=True))
+    backward = sum((expected.gradients[name] * tangents[name]).sum() for name in tensors)
+    assert_near(forward, backward, GRADIENT_BOUND[F64])
+
+
+def differentiable(case: Case) -> set[str]:
+    """Names of the outputs that take gradients."""
+    return {name for name, output in case.call(case.operator, leaves(case.tensors())).items() if output.requires_grad}
+
+
+def step(a: Tensor) -> Tensor:
+    return torch.ops.g2lstm.step(a, x[:, :1], torch.tensor(SEED), None, 0, 0, 0.9, 0.2, "step", False)[0]
+
+
+def layer(inputs: Tensor) -> Tensor:
+    state, w_ih, w_hh = x[:, :1], torch.ones(4, 4, dtype=F64), torch.ones(4, 1, dtype=F64)
+    none = (None,) * 5
+    return torch.ops.g2lstm.layer(inputs[None], state, state, w_ih, w_hh, *none, 0, 0.9, 0.0, "step", False, False)[0]
+
+
+def dropout(inputs: Tensor) -> Tensor:
+    return torch.ops.g2lstm.dropout(inputs, torch.tensor(SEED), 0.5)
+
+
+OPERATORS = [step, layer, dropout]
+
+
+def matmul(inputs: Tensor) -> Tensor:
+    return torch.ops.g2lstm.matmul(inputs, x.t(), None)
+
+
+def cross_entropy(inputs: Tensor) -> Tensor:
+    return torch.ops.g2lstm.cross_entropy(inputs, torch.arange(3), 7)[0]
+
+
+@pytest.mark.parametrize("function", OPERATORS)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_operators_of_torch_refuse_it(function, requires_grad):
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=REFUSED):
+        function(forward_ad.make_dual(x.clone().requires_grad_(requires_grad), torch.ones_like(x)))
+    with pytest.raises(NotImplementedError, match=REFUSED):
+        torch.func.jvp(function, (x,), (torch.ones_like(x),))
+
+
+@pytest.mark.parametrize("function", [*OPERATORS, matmul, cross_entropy])
+def test_gradients_that_carry_tangents_are_refused(function):
+    leaf = x.clone().requires_grad_()
+    output = function(leaf)
+    with forward_ad.dual_level():
+        factor = forward_ad.make_dual(torch.ones_like(output), torch.ones_like(output))
+        with pytest.raises(NotImplementedError, match=REFUSED):
+            torch.autograd.grad((output * factor).sum(), leaf)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_reference_has_the_derivatives_of_torch_func(training):
+    torch.manual_seed(1)
+    lstm = G2LSTM(4, 5, 2, bidirectional=True).double().train(training)
+    inputs = torch.randn(6, 3, 4, dtype=F64)
+
+    def total(inputs: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        return lstm(inputs)[0].square().sum()
+
+    leaf = inputs.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(total(leaf), leaf)
+    with ops.use_reference():
+        assert_near(torch.func.grad(total)(inputs), expected, GRADIENT_BOUND[F64])
+    tangent = torch.randn(6, 3, 4, dtype=F64)
+    moved = torch.func.jvp(total, (inputs,), (tangent,))[1]
+    assert_near(moved, (expected * tangent).sum(), GRADIENT_BOUND[F64])
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="compiled autograd of C++ functions: tried from 2.13 on")
+@each_case()
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_autograd_computes_the_same_gradients(case, backend):
+    from torch._dynamo import compiled_autograd
+
+    expected = run_operator(case)
+    tensors = leaves(case.tensors())
+    outputs = case.call(case.operator, tensors)
+    chosen = {name: output for name, output in outputs.items() if output.requires_grad}
+    with compiled_autograd._enable(torch.compile(backend=backend)):
+        torch.autograd.backward(list(chosen.values()), coefficients(chosen, case.dtype))
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor.grad, expected.gradients[name]), name
+
+
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("function", OPERATORS)
+def test_where_no_gradient_comes_none_goes(function: Callable[[Tensor], Tensor]):
+    leaf = x.clone().requires_grad_()
+    NoGradient.apply(function(leaf)).sum().backward()
+    assert leaf.grad is None
