@@ -710,6 +710,13 @@ def test_an_arm_is_named_by_what_is_unusual_about_its_gates(tmp_path, gates, mor
     assert read_run(make_run(tmp_path, gates, 1, 99.0, more=more), "eval-test").arm == name
 
 
+@pytest.mark.filterwarnings("error:constrained_layout not applied")
+def test_a_picture_has_room_for_long_names(tmp_path):
+    more = "'gate_noise_schedule': 'linear', 'gate_noise_start': 0.2, 'gate_noise_end': 0.0, 'gate_eval_mode': 'hard', "
+    more += "'gate_noise_sharing': 'sequence', 'gate_noise_updates': 26560, "
+    compare.report([make_run(tmp_path, "gumbel", 1, 99.0, done=False, more=more)], tmp_path)
+
+
 def tables_of(folders: list[str]) -> list[compare.Table]:
     return compare.compare([read_run(folder, "eval-test") for folder in folders])
 

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -230,7 +231,7 @@ def draw(tables: Sequence[Table], path: Path) -> None:
         for number, row in enumerate(table.rows):
             colour = COLOURS[number % len(COLOURS)]
             for curve in row.curves if row.curves[0] not in drawn else []:
-                label = row.name if curve is row.curves[0] else None
+                label = textwrap.fill(row.name, 48) if curve is row.curves[0] else None
                 marker = "o" if len(curve) == 1 else None
                 axis.plot(list(curve), list(curve.values()), color=colour, linewidth=1, label=label, marker=marker)
             drawn += row.curves
@@ -240,7 +241,7 @@ def draw(tables: Sequence[Table], path: Path) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("epoch")
         axis.set_ylabel("validation perplexity")
-        axis.set_title(table.title, fontsize=8)
+        axis.set_title(textwrap.fill(table.title, 90), fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     figure.savefig(part_path(path), dpi=150, format="png")
