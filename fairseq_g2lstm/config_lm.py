@@ -137,11 +137,9 @@ def apply_to_command_line(name: str, options: Namespace) -> None:
     Raises:
         ValueError: sizes of layers are given twice, the architecture's included.
     """
-    sizes = getattr(options, "decoder_layer_sizes", None) or ARCHITECTURES[name].get("decoder_layer_sizes")
-    given = [getattr(options, option, None) for option in ("decoder_layers", "decoder_hidden_size")]
-    if sizes is not None and given != [None, None]:
-        raise _sizes_twice(sizes, *given)
+    given = _sizes_of_all_layers(options)
     apply_architecture(name, options, LANGUAGE_MODEL)
+    _check_sizes_once(name, given, options)
 
 
 def resolve(options: ModelOptions) -> Namespace:
@@ -166,11 +164,25 @@ def resolve(options: ModelOptions) -> Namespace:
             f"got {resolved.decoder_embed_dim} and {resolved.decoder_out_embed_dim}"
         )
     layer_sizes(resolved)
-    given = (getattr(options, "decoder_layers", None), getattr(options, "decoder_hidden_size", None))
-    # the command line fills in both where it was given neither
-    if resolved.decoder_layer_sizes is not None and given not in ((None, None), (1, resolved.decoder_embed_dim)):
-        raise _sizes_twice(resolved.decoder_layer_sizes, *given)
+    name = getattr(options, "_name", None) or getattr(options, "arch", None) or "g2lstm_lm"
+    _check_sizes_once(name, _sizes_of_all_layers(options), resolved)
     return resolved
+
+
+def _sizes_of_all_layers(options: ModelOptions) -> tuple[int | None, int | None]:
+    return getattr(options, "decoder_layers", None), getattr(options, "decoder_hidden_size", None)
+
+
+def _check_sizes_once(name: str, given: tuple[int | None, int | None], filled: Namespace) -> None:
+    """Refuses sizes of all layers beside those of each; `filled` are the options after the architecture's.
+
+    fairseq applies an architecture twice, so both may be what the first time filled in.
+    """
+    sizes, embed_dim = filled.decoder_layer_sizes, filled.decoder_embed_dim
+    own = ARCHITECTURES[name]
+    filled_in = (own.get("decoder_layers", 1), own.get("decoder_hidden_size", embed_dim))
+    if sizes is not None and given not in ((None, None), filled_in):
+        raise _sizes_twice(sizes, *given)
 
 
 def _sizes_twice(sizes: str, n_layers: int | None, n_units: int | None) -> ValueError:

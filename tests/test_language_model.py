@@ -262,6 +262,17 @@ def test_sizes_beside_those_of_the_awd_architecture_are_refused_even_if_they_are
     assert len(G2LSTMLanguageModel.build_model(options, make_task()).decoder.layers) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "given"), [("g2lstm_lm_ptb", {}), ("g2lstm_lm_zaremba", {"decoder_layer_sizes": "20,650"})]
+)
+def test_an_architecture_may_be_applied_twice_as_fairseq_does(name, given):
+    options = Namespace(**given)
+    apply_to_command_line(name, options)
+    before = vars(options).copy()
+    apply_to_command_line(name, options)
+    assert vars(options) == before and resolve(Namespace(_name=name, **before))
+
+
 @pytest.mark.parametrize("kind", [lambda given: Namespace(**given), OmegaConf.create])
 @pytest.mark.parametrize("size", [{"decoder_layers": 1}, {"decoder_layers": 3}, {"decoder_hidden_size": 400}])
 def test_hydra_is_refused_them_too(kind, size):
