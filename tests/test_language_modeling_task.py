@@ -435,6 +435,15 @@ def test_an_option_that_does_not_fit_is_refused_with_a_sentence(tiny_text, tmp_p
         train_lm(tiny_text, tmp_path, *options)
 
 
+@pytest.mark.parametrize("arch", ["g2lstm_lm_zaremba", "g2lstm_lm_ptb"])
+def test_every_architecture_trains_goes_on_and_is_evaluated(tiny_text: Path, tmp_path: Path, arch: str):
+    for n_updates in (1, 2):
+        train_lm(tiny_text, tmp_path, "--arch", arch, "--max-update", n_updates, "--disable-validation")
+    checkpoint = tmp_path / "checkpoint_last.pt"
+    assert position(read_checkpoint(checkpoint))[2] == 2
+    assert eval_lm(tiny_text, checkpoint, "--gen-subset", "valid")["perplexity"] < 100
+
+
 def test_amp_with_sgd_is_refused_with_a_sentence(tiny_text: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="--amp divides the gradients by the loss scale twice.*use --fp16"):
         train_lm(tiny_text, tmp_path, "--amp", "--max-update", 2)
