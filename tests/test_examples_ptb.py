@@ -710,6 +710,22 @@ def test_an_arm_is_named_by_what_is_unusual_about_its_gates(tmp_path, gates, mor
     assert read_run(make_run(tmp_path, gates, 1, 99.0, more=more), "eval-test").arm == name
 
 
+def test_a_training_that_went_on_with_other_options_is_not_compared(tmp_path):
+    folder = make_run(tmp_path, "gumbel", 1, 99.0)
+    log = Path(folder) / "train.log"
+    later = log.read_text()
+    begins, goes_on = "No existing checkpoint found x/last.pt", "Loaded checkpoint x/last.pt (epoch 1 @ 0 updates)"
+    went_on = later.replace(begins, goes_on)
+    assert went_on != later
+    same, other = (log_text([[150]], gates=gates, max_epoch=1) for gates in ("gumbel", "sigmoid"))
+    log.write_text(other + went_on)
+    with pytest.raises(UserError, match=r"begun with other options \(gate_type sigmoid\); train it anew"):
+        read_run(folder, "eval-test")
+    for begun in (same + went_on, other + later):
+        log.write_text(begun)
+        assert read_run(folder, "eval-test").arm == "gumbel"
+
+
 @pytest.mark.filterwarnings("error:constrained_layout not applied")
 def test_a_picture_has_room_for_long_names(tmp_path):
     more = "'gate_noise_schedule': 'linear', 'gate_noise_start': 0.2, 'gate_noise_end': 0.0, 'gate_eval_mode': 'hard', "

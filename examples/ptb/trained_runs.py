@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.common.errors import UserError
-from examples.ptb.train_log import Training, optimizer, read_training
+from examples.ptb.train_log import Training, optimizer, read_training, setting
 
 # Options that two trainings must have in common to be compared, beside the optimiser's name and the number of
 # parameters, and what holds where one is not given; a name above stands for that option.
@@ -137,6 +137,12 @@ def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
     training = read_training(Path(folder) / "train.log")
     if not training.validations or not training.speeds:
         raise UserError(f"{folder} is not compared: its training has not come to the end of an epoch yet")
+    changed = changed_options(training)
+    if changed:
+        raise UserError(
+            f"{folder} is not compared: it was begun with other options ({', '.join(changed)}); train it anew in a "
+            "folder of its own"
+        )
     gates = str(training.setting("gate_type") or "stock")
     path = Path(folder) / f"{result_name}.json"
     try:
@@ -167,6 +173,18 @@ def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
         arm=arm_of(gates, training, str(result.get("context")) if tell_context else None),
         result=result,
     )
+
+
+def changed_options(training: Training) -> list[str]:
+    """What an earlier session of a training had otherwise, but for its length; such as `gate_type sigmoid`."""
+    names = ["arch", "gate_type", "seed", *ARM, *(name for name in RECIPE if name not in ("max_epoch", "max_update"))]
+    changed = []
+    for settings in training.earlier:
+        for name in names:
+            before = setting(settings, name)
+            if before != training.setting(name) and f"{name} {before}" not in changed:
+                changed.append(f"{name} {before}")
+    return changed
 
 
 def progress(training: Training) -> str:
