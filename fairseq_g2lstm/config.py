@@ -222,8 +222,7 @@ def complete(options: ModelOptions, tables: OptionTables) -> Namespace:
     Raises:
         ValueError: an option is outside its range; the message names it and what is accepted.
     """
-    default_name = next(iter(tables.architectures))
-    name = getattr(options, "_name", None) or getattr(options, "arch", None) or default_name
+    name = architecture_of(options, tables)
     if name not in tables.architectures:
         raise ValueError(f"architecture must be one of {', '.join(tables.architectures)}, got {name!r}")
     if is_dataclass(options):
@@ -238,6 +237,11 @@ def complete(options: ModelOptions, tables: OptionTables) -> Namespace:
     apply_architecture(name, resolved, tables)
     _check_common(resolved)
     return resolved
+
+
+def architecture_of(options: ModelOptions, tables: OptionTables) -> str:
+    """The name of the architecture that the options are of; the model's own where they name none."""
+    return getattr(options, "_name", None) or getattr(options, "arch", None) or next(iter(tables.architectures))
 
 
 def gate_settings(options: Namespace) -> GateSettings:

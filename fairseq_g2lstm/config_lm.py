@@ -4,7 +4,7 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from .config import GateConfig, ModelOptions, OptionTables, apply_architecture, complete, flag
+from .config import GateConfig, ModelOptions, OptionTables, apply_architecture, architecture_of, complete, flag
 from .settings import check_probability
 
 DROPOUT_TYPES = ("plain", "locked")
@@ -163,9 +163,8 @@ def resolve(options: ModelOptions) -> Namespace:
             "--share-decoder-input-output-embed needs --decoder-embed-dim equal to --decoder-out-embed-dim, "
             f"got {resolved.decoder_embed_dim} and {resolved.decoder_out_embed_dim}"
         )
-    layer_sizes(resolved)
-    name = getattr(options, "_name", None) or getattr(options, "arch", None) or "g2lstm_lm"
-    _check_sizes_once(name, _sizes_of_all_layers(options), resolved)
+    layer_sizes(resolved)  # refuses what is no list of them
+    _check_sizes_once(architecture_of(options, LANGUAGE_MODEL), _sizes_of_all_layers(options), resolved)
     return resolved
 
 

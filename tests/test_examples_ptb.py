@@ -721,7 +721,8 @@ def test_a_training_that_went_on_with_other_options_is_not_compared(tmp_path):
     log.write_text(other + went_on)
     with pytest.raises(UserError, match=r"begun with other options \(gate_type sigmoid\); train it anew"):
         read_run(folder, "eval-test")
-    for begun in (same + went_on, other + later):
+    failed = other.replace(begins, "no checkpoint was read").split("| valid |")[0] + "\n"
+    for begun in (same + went_on, other + later, same + failed + went_on):
         log.write_text(begun)
         assert read_run(folder, "eval-test").arm == "gumbel"
 

@@ -146,3 +146,29 @@ def test_where_no_gradient_comes_none_goes(function: Callable[[Tensor], Tensor])
     leaf = x.clone().requires_grad_()
     NoGradient.apply(function(leaf)).sum().backward()
     assert leaf.grad is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda value: ops.linear(value, torch.ones(1024, 1024)),  # large enough for the kernels' own product
+        lambda value: ops.dropout(value, 0.5),
+        lambda value: ops.cross_entropy(value.log_softmax(-1), torch.arange(64), -1)[0],
+    ],
+    ids=["linear", "dropout", "cross_entropy"],
+)
+def test_forward_mode_agrees_with_backward_in_the_other_operators(function: Callable[[Tensor], Tensor]):
+    generator = torch.Generator().manual_seed(12)
+    value, tangent = torch.randn(2, 64, 1024, generator=generator)
+    leaf = value.clone().requires_grad_()
+
+    def at(value: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return function(value).mean()
+
+    moved = torch.func.jvp(at, (value,), (tangent,))[1]
+    with ops.use_reference():  # whose dropout has the masks that plain PyTorch draws
+        (gradient,) = torch.autograd.grad(at(leaf), leaf)
+    # 65,536 products of either sign add up
+    torch.testing.assert_close(moved, (gradient * tangent).sum(), rtol=1e-3, atol=1e-6)
+    assert moved.abs() > 1e-5

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from examples.common.durations import in_words
+
 # what a step takes until the first of its kind has been measured, in steps of the study; a search is some
 # thirty losses and half a dozen scores
 _EXPECTED = {"study": 1.0, "evaluation": 2.0, "search": 10.0}
@@ -42,7 +44,7 @@ class Progress:
         self._left[kind] -= 1
         left = self.seconds_left()
         number = self._all - sum(self._left.values())
-        print(f"[{number}/{self._all}] {sentence}" + (f"; {_duration(left)} left" if left else ""), flush=True)
+        print(f"[{number}/{self._all}] {sentence}" + (f"; {in_words(left)} left" if left else ""), flush=True)
 
     def seconds_left(self) -> float | None:
         """About how long the rest will take; None before anything has been measured."""
@@ -54,9 +56,3 @@ class Progress:
             n_left * (sum(own) / len(own) if (own := self._spent[kind]) else _EXPECTED[kind] * spent / n_expected)
             for kind, n_left in self._left.items()
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

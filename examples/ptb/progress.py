@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 
+from examples.common.durations import in_words
 from examples.ptb.train_log import Validation, setting, settings_of_line, step_of_line, validation_of_line
 
 
@@ -59,9 +60,9 @@ class TimeLeft:
             text += f", valid perplexity {self.validation.perplexity:.2f}"
         if self.total:
             left = seconds * max(0, self.total - self.done)
-            text += f", {_duration(left)} left"
+            text += f", {in_words(left)} left"
             if self.after:
-                text += f", about {_duration(left + self.after * seconds * self.total)} with the {self.after} after it"
+                text += f", about {in_words(left + self.after * seconds * self.total)} with the {self.after} after it"
         return text
 
 
@@ -87,12 +88,6 @@ class Progress(TimeLeft):
         """Ends the line on a terminal."""
         if self._terminal and self.done:
             print(file=sys.stderr)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ class Training:
 
     Attributes:
         settings: fairseq's options of the last session, as they stand in the log.
-        earlier: those of the sessions that it goes on from.
+        sessions: those of each session that came to train, from the beginning on.
         parameters: number of trained ones.
         validations: in their order, without those of what a later session did again.
         speeds: of each whole epoch, tokens/s; likewise.
@@ -49,7 +49,7 @@ class Training:
     """
 
     settings: str
-    earlier: list[str]
+    sessions: list[str]
     parameters: int
     validations: list[Validation]
     speeds: list[float]
@@ -134,11 +134,9 @@ def read_training(log: Path) -> Training:
             found = settings_of_line(line)
             if found is not None:
                 settings, finished = found, False
-                sessions.append(found)
             start = _START.search(line)
             if start is not None:
-                if start[1]:
-                    del sessions[:-1]
+                sessions = [*([] if start[1] else sessions), settings or ""]
                 epochs, updates = (0, 0) if start[1] else (int(start[2]) - 1, int(start[3]))
                 validations = {u: validation for u, validation in validations.items() if u <= updates}
                 speeds = {e: speed for e, speed in speeds.items() if e <= epochs}
@@ -155,4 +153,4 @@ def read_training(log: Path) -> Training:
     if settings is None:
         raise UserError(f"{log} tells no options of fairseq-train's simple log, so it is of no training yet")
     ordered = [validations[updates] for updates in sorted(validations)]
-    return Training(settings, sessions[:-1], parameters, ordered, [speeds[epoch] for epoch in sorted(speeds)], finished)
+    return Training(settings, sessions, parameters, ordered, [speeds[epoch] for epoch in sorted(speeds)], finished)

@@ -176,10 +176,10 @@ def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
 
 
 def changed_options(training: Training) -> list[str]:
-    """What an earlier session of a training had otherwise, but for its length; such as `gate_type sigmoid`."""
+    """What a session had otherwise than the last one, but for the length; such as `gate_type sigmoid`."""
     names = ["arch", "gate_type", "seed", *ARM, *(name for name in RECIPE if name not in ("max_epoch", "max_update"))]
     changed = []
-    for settings in training.earlier:
+    for settings in training.sessions:
         for name in names:
             before = setting(settings, name)
             if before != training.setting(name) and f"{name} {before}" not in changed:
