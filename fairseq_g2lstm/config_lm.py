@@ -131,15 +131,28 @@ FALLBACKS: dict[str, Any] = {
 LANGUAGE_MODEL = OptionTables(G2LSTMLanguageModelConfig, ARCHITECTURES, FALLBACKS)
 
 
+# Stock lstm_lm's options: where each has a value, an architecture has filled them in, here or in stock's own training.
+_OF_STOCK = (
+    "dropout",
+    "decoder_embed_dim",
+    "decoder_hidden_size",
+    "decoder_layers",
+    "decoder_out_embed_dim",
+    "share_decoder_input_output_embed",
+    "decoder_dropout_in",
+    "decoder_dropout_out",
+)
+
+
 def apply_to_command_line(name: str, options: Namespace) -> None:
     """`config.apply_architecture` to what the command line gave.
 
     Raises:
-        ValueError: sizes of layers are given twice, the architecture's included.
+        ValueError: an option that was given has no effect beside the architecture's; the message names it.
     """
-    given = _sizes_of_all_layers(options)
+    given = Namespace(**vars(options))
     apply_architecture(name, options, LANGUAGE_MODEL)
-    _check_sizes_once(name, given, options)
+    _check_given(name, given, options)
 
 
 def resolve(options: ModelOptions) -> Namespace:
@@ -164,24 +177,27 @@ def resolve(options: ModelOptions) -> Namespace:
             f"got {resolved.decoder_embed_dim} and {resolved.decoder_out_embed_dim}"
         )
     layer_sizes(resolved)  # refuses what is no list of them
-    _check_sizes_once(architecture_of(options, LANGUAGE_MODEL), _sizes_of_all_layers(options), resolved)
+    _check_given(architecture_of(options, LANGUAGE_MODEL), options, resolved)
     return resolved
 
 
-def _sizes_of_all_layers(options: ModelOptions) -> tuple[int | None, int | None]:
-    return getattr(options, "decoder_layers", None), getattr(options, "decoder_hidden_size", None)
-
-
-def _check_sizes_once(name: str, given: tuple[int | None, int | None], filled: Namespace) -> None:
-    """Refuses sizes of all layers beside those of each; `filled` are the options after the architecture's.
-
-    fairseq applies an architecture twice, so both may be what the first time filled in.
-    """
-    sizes, embed_dim = filled.decoder_layer_sizes, filled.decoder_embed_dim
+def _check_given(name: str, given: ModelOptions, filled: Namespace) -> None:
+    """Refuses what was given without effect; `filled` are the options after the architecture's."""
     own = ARCHITECTURES[name]
-    filled_in = (own.get("decoder_layers", 1), own.get("decoder_hidden_size", embed_dim))
-    if sizes is not None and given not in ((None, None), filled_in):
-        raise _sizes_twice(sizes, *given)
+    # fairseq applies an architecture twice, and what the first time filled in looks as if it had been given
+    again = all(getattr(given, option, None) is not None for option in _OF_STOCK)
+    n_layers, n_units = (getattr(given, option, None) for option in ("decoder_layers", "decoder_hidden_size"))
+    filled_in = (own.get("decoder_layers", 1), own.get("decoder_hidden_size", filled.decoder_embed_dim))
+    fine = {(None, None), filled_in} if again else {(None, None)}
+    if filled.decoder_layer_sizes is not None and (n_layers, n_units) not in fine:
+        raise _sizes_twice(filled.decoder_layer_sizes, n_layers, n_units)
+    dropout, places = getattr(given, "dropout", None), ("decoder_dropout_in", "decoder_dropout_out")
+    left = [place for place in places if getattr(given, place, None) is None]
+    if dropout is not None and left and all(place in own for place in left):
+        raise ValueError(
+            f"--dropout {dropout} has no effect in {name}, which has a --decoder-dropout-in, --decoder-dropout-hidden "
+            "and --decoder-dropout-out of its own: give these"
+        )
 
 
 def _sizes_twice(sizes: str, n_layers: int | None, n_units: int | None) -> ValueError:

@@ -280,6 +280,38 @@ def test_hydra_is_refused_them_too(kind, size):
         resolve(kind({"_name": "g2lstm_lm_ptb", **size}))
 
 
+def test_sizes_of_all_layers_that_are_the_defaults_are_refused_beside_those_of_each():
+    options = {"_name": "g2lstm_lm", "decoder_layer_sizes": "8,8", "decoder_layers": 1, "decoder_hidden_size": 512}
+    with pytest.raises(ValueError, match="sizes 8,8, .* got --decoder-layers 1 and --decoder-hidden-size 512 as well"):
+        resolve(OmegaConf.create(options))
+
+
+@pytest.mark.parametrize("more", [{}, {"decoder_dropout_in": 0.3}, {"decoder_dropout_out": 0.3}])
+def test_dropout_is_refused_where_the_architecture_leaves_it_no_effect(more: dict[str, float]):
+    message = r"--dropout 0.1 has no effect in g2lstm_lm_ptb, .* --decoder-dropout-hidden .*: give these"
+    with pytest.raises(ValueError, match=message):
+        apply_to_command_line("g2lstm_lm_ptb", Namespace(dropout=0.1, **more))
+    with pytest.raises(ValueError, match=message):
+        resolve(OmegaConf.create({"_name": "g2lstm_lm_ptb", "dropout": 0.1, **more}))
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("g2lstm_lm_zaremba", {}),
+        ("g2lstm_lm", {"decoder_dropout_in": 0.3, "decoder_dropout_out": 0.2}),
+        ("g2lstm_lm_ptb", {"decoder_dropout_in": 0.3, "decoder_dropout_out": 0.2}),
+    ],
+)
+def test_dropout_may_be_given_where_it_has_effect_or_its_places_are_given_too(name, places):
+    options = Namespace(dropout=0.4, **places)
+    for _ in range(2):
+        apply_to_command_line(name, options)
+    assert options.dropout == 0.4
+    assert options.decoder_dropout_in == places.get("decoder_dropout_in", 0.4)
+    assert options.decoder_dropout_out == places.get("decoder_dropout_out", 0.4)
+
+
 def test_the_zaremba_architecture_has_its_sizes():
     model = G2LSTMLanguageModel.build_model(Namespace(_name="g2lstm_lm_zaremba"), make_task())
     assert [(cell.input_size, cell.hidden_size) for cell in model.decoder.cells()] == [(650, 650)] * 2

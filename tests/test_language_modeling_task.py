@@ -421,6 +421,9 @@ def test_another_models_architecture_is_refused_with_a_sentence(tiny_text: Path,
         (["--cache-size", -1], "--cache-size must be >= 0"),
         (["--cache-size", 9, "--cache-theta", "nan"], "--cache-theta must be >= 0"),
         (["--cache-size", 9, "--cache-lambda", 1], "--cache-lambda must be >= 0 and < 1, got 1.0"),
+        (["--cache-lambda", 0.2], "--cache-theta and --cache-lambda have no effect without a cache: give --cache-size"),
+        (["--cache-theta", 1], "--cache-theta and --cache-lambda have no effect without a cache: give --cache-size"),
+        (["--arch", "g2lstm_lm_ptb", "--max-update", 1], "--dropout 0.2 has no effect in g2lstm_lm_ptb"),
         (["--variable-tokens-per-sample", "--sentence-avg"], "with --sentence-avg the gradient grows with it already"),
         (["--decoder-layers", 3], "--decoder-layer-sizes 9,8, given or the architecture's, stands in place of"),
         (["--arch", "g2lstm_lm_ptb", "--decoder-layers", 1, "--max-update", 1], "got --decoder-layers 1 as well"),
@@ -437,11 +440,28 @@ def test_an_option_that_does_not_fit_is_refused_with_a_sentence(tiny_text, tmp_p
 
 @pytest.mark.parametrize("arch", ["g2lstm_lm_zaremba", "g2lstm_lm_ptb"])
 def test_every_architecture_trains_goes_on_and_is_evaluated(tiny_text: Path, tmp_path: Path, arch: str):
+    options = ["--arch", arch, "--decoder-dropout-in", 0.2, "--decoder-dropout-out", 0.2, "--disable-validation"]
     for n_updates in (1, 2):
-        train_lm(tiny_text, tmp_path, "--arch", arch, "--max-update", n_updates, "--disable-validation")
+        train_lm(tiny_text, tmp_path, *options, "--max-update", n_updates)
     checkpoint = tmp_path / "checkpoint_last.pt"
     assert position(read_checkpoint(checkpoint))[2] == 2
     assert eval_lm(tiny_text, checkpoint, "--gen-subset", "valid")["perplexity"] < 100
+
+
+def test_averaging_without_validation_gets_a_warning(tiny_text: Path, tmp_path: Path, caplog):
+    options = ["--optimizer", "nt_asgd", "--max-update", 2]
+    train_lm(tiny_text, tmp_path / "validated", *options)
+    train_lm(tiny_text, tmp_path / "never", *options, "--disable-validation", "--asgd-nonmono", 0)
+    assert "plain SGD" not in caplog.text
+    train_lm(tiny_text, tmp_path / "unnoticed", *options, "--disable-validation")
+    assert caplog.text.count("which is plain SGD with --disable-validation: leave that out") == 1
+
+
+def test_max_tokens_bounds_the_blocks_of_an_evaluation(tiny_text: Path, trained: Path):
+    options = ["--tokens-per-sample", 20, "--max-tokens"]
+    assert eval_lm(tiny_text, trained, *options, 20) == eval_lm(tiny_text, trained)
+    with pytest.raises(ValueError, match="--max-tokens 19 must be at least --tokens-per-sample 20"):
+        eval_lm(tiny_text, trained, *options, 19)
 
 
 def test_amp_with_sgd_is_refused_with_a_sentence(tiny_text: Path, tmp_path: Path):

@@ -39,6 +39,8 @@ from .matmul_precision import MATMUL_PRECISIONS, float32_matmul_precision
 
 logger = logging.getLogger(__name__)
 
+EVAL_LM_MAX_TOKENS = 36000  # what fairseq-eval-lm gives where --max-tokens is not
+
 
 @dataclass
 class G2LSTMLanguageModelingConfig(LanguageModelingConfig):
@@ -51,14 +53,14 @@ class G2LSTMLanguageModelingConfig(LanguageModelingConfig):
         },
     )
     cache_size: int = field(
-        default=0,
+        default=CacheSettings().size,
         metadata={"help": "in fairseq-eval-lm, steps that the continuous cache remembers; 0 for no cache"},
     )
     cache_theta: float = field(
-        default=0.3, metadata={"help": "how sharply the cache tells states apart, >= 0"}
+        default=CacheSettings().theta, metadata={"help": "how sharply the cache tells states apart, >= 0"}
     )
     cache_lambda: float = field(
-        default=0.1, metadata={"help": "share of the cache in the probabilities, 0 to 1"}
+        default=CacheSettings().weight, metadata={"help": "share of the cache in the probabilities, 0 to below 1"}
     )
     float32_matmul_precision: ChoiceEnum(["default", *MATMUL_PRECISIONS]) = field(  # type: ignore[valid-type]
         default="default",
@@ -69,6 +71,7 @@ class G2LSTMLanguageModelingConfig(LanguageModelingConfig):
     )
     update_freq: Any = II("optimization.update_freq")
     sentence_avg: bool = II("optimization.sentence_avg")
+    disable_validation: bool = II("dataset.disable_validation")
 
 
 @register_task("g2lstm_language_modeling", dataclass=G2LSTMLanguageModelingConfig)
@@ -194,7 +197,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
     def eval_lm_dataloader(
         self,
         dataset: FairseqDataset,
-        max_tokens: int | None = 36000,
+        max_tokens: int | None = EVAL_LM_MAX_TOKENS,
         batch_size: int | None = None,
         max_positions: int | None = None,
         num_shards: int = 1,
@@ -206,11 +209,15 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         """The blocks of a text for fairseq-eval-lm, in one row unless `batch_size` says otherwise.
 
         With several rows each but the first starts without the text before it, or with `context_window` tokens of it.
+
+        Raises:
+            ValueError: a block, of `--tokens-per-sample` in one row, is longer than the `max_tokens` that were given.
         """
         if self.cache.size > 0 and self._model is not None:
             self._model.decoder.cache = self.cache
         return self.get_batch_iterator(
             dataset,
+            max_tokens=None if max_tokens == EVAL_LM_MAX_TOKENS else max_tokens,
             max_sentences=batch_size or 1,
             num_shards=num_shards,
             shard_id=shard_id,
@@ -308,6 +315,11 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         averager = find_nt_asgd(optimizer)
         if averager is not None:
             averager.watched = True
+            if self.args.disable_validation and averager.cfg.asgd_nonmono > 0 and not averager.averaging:
+                logger.warning(
+                    "validation starts the averaging of --optimizer nt_asgd, which is plain SGD with "
+                    "--disable-validation: leave that out, or give --asgd-nonmono 0 if that is what you want"
+                )
             if not averager.restored and self._trigger_restored:
                 # the run goes on with --reset-optimizer, or from a checkpoint without the optimiser's state
                 if self._trigger.fired:
