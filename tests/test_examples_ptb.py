@@ -272,7 +272,7 @@ def test_the_time_left_of_all_trainings_is_told(monkeypatch):
     assert text == "[1/3] small: epoch 1 of 1, 5 of 10 updates, 10 min left, about 50 min with the 2 after it"
 
 
-def test_the_script_tells_the_time_left_on_the_screen_and_not_in_the_log(tmp_path, whole_run):
+def test_the_script_tells_the_time_left_and_goes_on_with_the_same_training_alone(tmp_path, whole_run):
     out, _, _ = whole_run
     options = [str(out / "data-bin"), str(tmp_path), *TINY, "--max-epoch", "2"]
     command = ["bash", str(ROOT / "examples" / "ptb" / "train.sh"), "small", "gumbel", *options]
@@ -282,8 +282,19 @@ def test_the_script_tells_the_time_left_on_the_screen_and_not_in_the_log(tmp_pat
     told = r"^epoch 2 of 2, \d+ of \d+ updates, valid perplexity [\d.]+, \d+ s left$"
     assert re.search(told, done.stderr, re.M)
     assert (tmp_path / "train.log").read_text() == done.stdout
-    failed = subprocess.run([*command, "--lr", "fast"], capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    def again(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    failed = again("--lr", "fast")
     assert failed.returncode != 0 and "--lr" in failed.stdout
+    log = (tmp_path / "train.log").read_text()
+    other = again("--gate-noise-prob", "0.3", "--seed", "2", "--max-epoch", "3")
+    assert other.returncode == 1 and (tmp_path / "train.log").read_text() == log
+    message = f"error: {tmp_path} holds a training with other options (seed 1, gate_noise_prob 0.2); give another"
+    assert message in other.stderr
+    longer = again("--max-epoch", "3")
+    assert longer.returncode == 0 and "(epoch 3 @" in longer.stdout, longer.stderr
 
 
 @pytest.mark.parametrize(

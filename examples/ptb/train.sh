@@ -4,7 +4,7 @@
 # RECIPE is small (Zaremba et al. 2014, 200 units), medium (the same, 650 units) or awd (Merity et al. 2018);
 # GATES is gumbel, sharpened or sigmoid, or stock for fairseq's own lstm_lm, whose blocks are shuffled.
 # Its log goes to SAVE_DIR/train.log too, the time that is left to standard error alone. Called again, it goes on from
-# SAVE_DIR/checkpoint_last.pt. PYTHON names the interpreter to use.
+# SAVE_DIR/checkpoint_last.pt, unless that is of a training with other options. PYTHON names the interpreter to use.
 set -euo pipefail
 
 usage() {
@@ -64,9 +64,13 @@ case $gates in
 esac
 
 # The plugin also lets torch load fairseq's checkpoints safely, so the stock arm needs it to resume.
+arguments=("$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}" "${model[@]}" "${training[@]}"
+    --seed 1 --update-epoch-batch-itr True --num-workers 0 --no-epoch-checkpoints
+    --log-format simple --log-interval 200 --save-dir "$save_dir" "$@")
+export_examples=PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+if [ -f "$save_dir/checkpoint_last.pt" ]; then
+    env "$export_examples" PYTHONWARNINGS=ignore "$python" -m examples.ptb.same_training "$save_dir" "${arguments[@]}"
+fi
 mkdir -p "$save_dir"
-"$python" -m fairseq_cli.train "$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}" \
-    "${model[@]}" "${training[@]}" --seed 1 --update-epoch-batch-itr True --num-workers 0 \
-    --no-epoch-checkpoints \
-    --log-format simple --log-interval 200 --save-dir "$save_dir" "$@" 2>&1 | tee -a "$save_dir/train.log" |
-    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$python" -m examples.ptb.progress
+"$python" -m fairseq_cli.train "${arguments[@]}" 2>&1 | tee -a "$save_dir/train.log" |
+    env "$export_examples" "$python" -m examples.ptb.progress

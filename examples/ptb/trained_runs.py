@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
     training = read_training(Path(folder) / "train.log")
     if not training.validations or not training.speeds:
         raise UserError(f"{folder} is not compared: its training has not come to the end of an epoch yet")
-    changed = changed_options(training)
+    changed = changed_options(training.sessions, training.settings)
     if changed:
         raise UserError(
             f"{folder} is not compared: it was begun with other options ({', '.join(changed)}); train it anew in a "
@@ -175,14 +175,19 @@ def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
     )
 
 
-def changed_options(training: Training) -> list[str]:
-    """What a session had otherwise than the last one, but for the length; such as `gate_type sigmoid`."""
+def changed_options(sessions: Sequence[str], last: str) -> list[str]:
+    """What a session had otherwise than the last one, but for the length; such as `gate_type sigmoid`.
+
+    Args:
+        sessions: fairseq's options of each, as it logs them.
+        last: those of the last.
+    """
     names = ["arch", "gate_type", "seed", *ARM, *(name for name in RECIPE if name not in ("max_epoch", "max_update"))]
     changed = []
-    for settings in training.sessions:
+    for settings in sessions:
         for name in names:
             before = setting(settings, name)
-            if before != training.setting(name) and f"{name} {before}" not in changed:
+            if before != setting(last, name) and f"{name} {before}" not in changed:
                 changed.append(f"{name} {before}")
     return changed
 

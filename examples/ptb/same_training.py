@@ -1,0 +1,63 @@
+"""Whether the training that train.sh is about to go on with is the one that its folder holds.
+
+    python -m examples.ptb.same_training SAVE_DIR [all of fairseq-train's arguments]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+from pathlib import Path
+
+from examples.common.errors import UserError, run_main
+from examples.ptb.train_log import read_training
+from examples.ptb.trained_runs import changed_options
+
+
+def settings_of(arguments: list[str]) -> str | None:
+    """fairseq-train's options as its log tells them; None where it will refuse them."""
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            parsed = options.parse_args_and_arch(options.get_training_parser(), input_args=arguments)
+            return str(convert_namespace_to_omegaconf(parsed))
+    except (SystemExit, ValueError):
+        return None
+
+
+def check_same_training(save_dir: Path, arguments: list[str]) -> None:
+    """Hold fairseq-train's arguments against the options that the folder's log tells; more epochs are welcome.
+
+    Raises:
+        UserError: the training there was begun with others.
+    """
+    try:
+        training = read_training(save_dir / "train.log")
+    except UserError:
+        return  # a checkpoint that another command put there
+    settings = settings_of(arguments)
+    if settings is None:
+        return
+    changed = changed_options(training.sessions, settings)
+    if changed:
+        raise UserError(
+            f"{save_dir} holds a training with other options ({', '.join(changed)}); give another SAVE_DIR, or delete "
+            f"that folder to train anew. --restore-file {save_dir}/checkpoint_last.pt, with another SAVE_DIR, goes on "
+            "from it with these options"
+        )
+
+
+def main() -> None:
+    """The command."""
+    if len(sys.argv) < 3:
+        sys.exit("usage: python -m examples.ptb.same_training SAVE_DIR [fairseq-train's arguments]")
+    logging.basicConfig(level=logging.WARNING)  # or fairseq's import sets everyone's to its level of detail
+    check_same_training(Path(sys.argv[1]), sys.argv[2:])
+
+
+if __name__ == "__main__":
+    run_main(main)
