@@ -21,6 +21,7 @@ from lm_runs import write_text
 from test_examples_scripts import last, stub
 
 from examples.common.errors import UserError
+from examples.common.stages import Stages
 from examples.ptb import compare, evaluation, prepare, progress, run
 from examples.ptb.train_log import read_training, setting
 from examples.ptb.trained_runs import read_run
@@ -262,6 +263,15 @@ def test_the_time_left_is_told_from_the_log(monkeypatch, limits, expected):
     ]  # fmt: skip
 
 
+def test_the_end_is_not_past_where_blocks_of_drawn_lengths_are_more_than_expected():
+    left = progress.TimeLeft()
+    for line in ["x | INFO | fairseq_cli.train | {'_name': None, 'max_epoch': 2}\n", step(1, 2)]:
+        left.read(line)
+    assert left.total == 20
+    left.read(step(2, 21).replace("1 / 10", "9 / 10"))  # the first epoch had 12
+    assert (left.done, left.total) == (21, 22)
+
+
 def test_the_time_left_of_all_trainings_is_told(monkeypatch):
     left = progress.TimeLeft("[1/3] small", after=2)
     now = iter((0.0, 600.0))
@@ -269,7 +279,7 @@ def test_the_time_left_of_all_trainings_is_told(monkeypatch):
     left.read("x | INFO | fairseq_cli.train | {'_name': None, 'max_epoch': 1, 'max_update': 0}\n")
     left.read(step(1, 0))
     text = left.read(step(1, 5))
-    assert text == "[1/3] small: epoch 1 of 1, 5 of 10 updates, 10 min left, about 50 min with the 2 after it"
+    assert text == "[1/3] small: epoch 1 of 1, 5 of 10 updates, 10 min left, about 50 min with the 2 trainings after it"
 
 
 def test_the_script_tells_the_time_left_and_goes_on_with_the_same_training_alone(tmp_path, whole_run):
@@ -342,7 +352,7 @@ def test_progress_and_the_time_left_are_told(whole_run):
     _, first, second = whole_run
     pattern = r"\[1/1\] small gumbel, seed 7: epoch \d+ of 100000, [\d,]+ of [\d,]+ updates.*, \d+ (min|s)|h left"
     assert re.search(pattern, first), first
-    assert re.search(r"\[1/2\] small gumbel, seed 7: .* left, about .* with the 1 after it", second)
+    assert re.search(r"\[1/2\] small gumbel, seed 7: .* left, about .* with the 1 training after it", second)
     assert re.search(r"\[2/2\] small stock, seed 7: epoch \d+ of \d+, .* valid perplexity [\d.]+, .* left", second)
 
 
@@ -434,6 +444,28 @@ def test_the_length_of_the_blocks_changes_nothing_where_state_is_carried(evaluat
 
 
 @pytest.mark.slow
+def test_progress_of_an_evaluation_is_told_where_there_is_no_terminal(evaluate, tmp_path, capsys):
+    evaluate("gumbel", "--tokens-per-sample", "3")
+    told = re.findall(r"^evaluated ([\d,]+) of ([\d,]+) batches, \d+ s left$", capsys.readouterr().err, re.M)
+    done, total = ([int(number.replace(",", "")) for number in numbers] for numbers in zip(*told, strict=True))
+    assert len(told) == 10 and len(set(total)) == 1 and list(done) == sorted(set(done))
+    assert done[-1] == total[0] and done[0] <= total[0] / 10 + 1
+
+
+def test_the_run_shows_it(tmp_path, monkeypatch, capsys):
+    def script(command, watch, **environment):
+        for line in ("python -m …\n", "evaluated 300 of 1,000 batches, 7 s left\n", "test perplexity 99.00 a word\n"):
+            watch(line)
+        write(tmp_path / "arm" / "eval-test.json", "{}")
+
+    monkeypatch.setattr(run, "run_script", script)
+    for name in ("arm/checkpoint_best.pt", "dict.txt", "test.bin", "test.idx"):
+        write(tmp_path / name, "")
+    run.evaluate(Stages(tmp_path), tmp_path / "arm", tmp_path, "[1/2] small gumbel, seed 7", "eval-test")
+    assert capsys.readouterr().err == "[1/2] small gumbel, seed 7: evaluated 300 of 1,000 batches, 7 s left\n"
+
+
+@pytest.mark.slow
 def test_a_cache_gets_a_result_of_its_own(evaluate, tmp_path, capsys):
     plain = evaluate("gumbel")
     cached = evaluate("gumbel", "--cache-size", "50", "--cache-theta", "0.5", "--cache-lambda", "0.2")
@@ -473,6 +505,7 @@ def test_tokens_that_were_left_out_are_told(evaluate, tmp_path):
     ("options", "message"),
     [
         (["--cache-size", "5", "--cache-lambda", "2"], "fairseq-eval-lm failed: --cache-lambda must be >= 0 and < 1"),
+        (["--cache-theta=0.3"], "--cache-theta and --cache-lambda have no effect without --cache-size: give that too"),
         (["--gen-subset", "other"], r"holds no other\.bin and other\.idx"),
     ],
 )
@@ -504,6 +537,25 @@ def test_sentences_are_sampled_that_begin_as_they_are_told_to(whole_run, tmp_pat
     assert len(lines) == 4 and lines[0] != lines[1]
     assert all(line.startswith("w1 w4") for line in lines[:2])
     assert set(" ".join(lines).split()) <= {f"w{word}" for word in range(17)} | {"<unk>"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arm", "options", "message"),
+    [
+        ("stock", [], "ValueError: the task g2lstm_language_modeling carries hidden state, which LSTMLanguage"),
+        ("gumbel", ["--beam", "many"], "interactive.py: error: argument --beam: invalid int value: 'many'"),
+    ],
+)
+def test_what_cannot_be_sampled_gets_a_sentence(whole_run, tmp_path, arm, options, message):
+    out, _, _ = whole_run
+    (tmp_path / "checkpoint_best.pt").write_bytes((out / f"small-{arm}-7" / "checkpoint_best.pt").read_bytes())
+    command = ["bash", "examples/ptb/sample.sh", str(out / "data-bin"), str(tmp_path), "--seed", "3", *options]
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, input="w1\n", capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"error: fairseq-interactive failed: {message}")
+    assert done.stderr.splitlines()[-1] == f"All it said is in {tmp_path / 'sample.log'}"
 
 
 def test_each_call_samples_with_a_seed_that_it_says_unless_one_is_given(tmp_path):

@@ -11,18 +11,22 @@ import os
 import re
 import shlex
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from examples.common.durations import in_words
 from examples.common.errors import UserError, run_main
 from examples.common.files import write_text
 
 PLUGIN = Path(__file__).resolve().parents[2] / "fairseq_g2lstm"
 BLOCK_LENGTH = 70  # tokens; where state is carried it decides the speed alone
+PROGRESS = "evaluated "  # how a line of progress begins
 STOCK_TOKENS = 2000  # of a batch of the stock model's blocks: their logits take 80 MB at 10,000 types
 
 
@@ -121,7 +125,7 @@ def context_of_words(task: str, tokens_per_sample: int, rows: int, window: int) 
 
 
 def run_eval_lm(parsed: Namespace, log: Path) -> tuple[float, float, int]:
-    """Run fairseq-eval-lm in this process; what it says goes to the log, its progress bar to a terminal.
+    """Run fairseq-eval-lm in this process; what it says goes to the log, its progress to standard error.
 
     Args:
         parsed: its options.
@@ -139,13 +143,42 @@ def run_eval_lm(parsed: Namespace, log: Path) -> tuple[float, float, int]:
         try:
             from fairseq_cli import eval_lm
 
-            results = eval_lm.main(convert_namespace_to_omegaconf(parsed))
+            with progress_told(eval_lm):
+                results = eval_lm.main(convert_namespace_to_omegaconf(parsed))
         except Exception as error:
             logging.getLogger("fairseq").exception("failed")
             raise UserError(f"fairseq-eval-lm failed: {error}; all it said is in {log}") from error
     found = re.search(r"Evaluated ([\d,]+) tokens", log.read_text(encoding="utf-8"))
     assert found is not None
     return float(results["perplexity"]), float(results["loss"]), int(found[1].replace(",", ""))
+
+
+class Told:
+    """Batches that say on standard error how many of them were read, each tenth."""
+
+    def __init__(self, batches: Any, **_: Any) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        began, told, total = time.monotonic(), 0, len(self._batches)
+        for done, batch in enumerate(self._batches, 1):
+            yield batch
+            if done * 10 // total > told:
+                told = done * 10 // total
+                left = in_words((time.monotonic() - began) / done * (total - done))
+                print(f"{PROGRESS}{done:,} of {total:,} batches, {left} left", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_told(eval_lm: Any) -> Iterator[None]:
+    """Has fairseq-eval-lm, whose bar is for a terminal alone, tell its progress where there is none."""
+    before = eval_lm.progress_bar
+    if not sys.stderr.isatty():
+        eval_lm.progress_bar = SimpleNamespace(progress_bar=Told)
+    try:
+        yield
+    finally:
+        eval_lm.progress_bar = before
 
 
 @contextmanager
@@ -202,6 +235,8 @@ def evaluate(data_bin: Path, save_dir: Path, given: list[str], name: str | None 
     cache = None
     if getattr(parsed, "cache_size", 0) > 0:
         cache = {key: getattr(parsed, f"cache_{key}") for key in ("size", "theta", "lambda")}
+    elif any(option.startswith(("--cache-theta", "--cache-lambda")) for option in given):
+        raise UserError("--cache-theta and --cache-lambda have no effect without --cache-size: give that too")
     expected = count_tokens(data_bin, parsed.gen_subset)
     result = save_dir / f"{name or f'eval-{parsed.gen_subset}' + ('-cache' if cache else '')}.json"
     asked = [option for option in given if option != "--cpu"]

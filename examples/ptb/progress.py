@@ -44,16 +44,18 @@ class TimeLeft:
         step = step_of_line(line)
         if step is None:
             return None
-        epoch, updates_an_epoch, self.done = step
-        limits = [limit for limit in (self._max_epoch * updates_an_epoch, self._max_update) if limit > 0]
-        self.total = min(limits, default=0)
+        self.done = step.updates
+        # where the blocks' lengths are drawn, other epochs have somewhat more or fewer updates
+        after_epoch = self.done + step.of_epoch - step.done_of_epoch
+        by_epochs = after_epoch + (self._max_epoch - step.epoch) * step.of_epoch if self._max_epoch > 0 else 0
+        self.total = min((limit for limit in (by_epochs, self._max_update) if limit > 0), default=0)
         now = time.monotonic()
         if self._first is None:
             self._first = (self.done, now)
             return None
         seconds = (now - self._first[1]) / max(1, self.done - self._first[0])
         text = f"{self.title}: " if self.title else ""
-        text += f"epoch {epoch}"
+        text += f"epoch {step.epoch}"
         text += f" of {self._max_epoch}, " if self._max_epoch > 0 else ", "
         text += f"{self.done:,} of {self.total:,} updates" if self.total else f"{self.done:,} updates, no end given"
         if self.validation is not None:
@@ -62,32 +64,51 @@ class TimeLeft:
             left = seconds * max(0, self.total - self.done)
             text += f", {in_words(left)} left"
             if self.after:
-                text += f", about {in_words(left + self.after * seconds * self.total)} with the {self.after} after it"
+                trainings = f"{self.after} training{'s' if self.after > 1 else ''}"
+                text += f", about {in_words(left + self.after * seconds * self.total)} with the {trainings} after it"
         return text
 
 
-class Progress(TimeLeft):
-    """Shows it on standard error: in one line on a terminal, else each twentieth of the training."""
+class StatusLine:
+    """Texts on standard error, each in place of the last one on a terminal, else in a line of its own.
+
+    Attributes:
+        terminal: whether it is one.
+    """
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self._open = False
+
+    def show(self, text: str) -> None:
+        """Shows a text."""
+        start, end = ("\r\033[K", "") if self.terminal else ("", "\n")
+        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+        self._open = self.terminal
+
+    def close(self) -> None:
+        """Ends the line on a terminal."""
+        if self._open:
+            print(file=sys.stderr)
+            self._open = False
+
+
+class Progress(TimeLeft, StatusLine):
+    """Shows it on standard error, each twentieth of the training where that is no terminal."""
 
     def __init__(self, title: str, after: int) -> None:
-        super().__init__(title, after)
+        TimeLeft.__init__(self, title, after)
+        StatusLine.__init__(self)
         self._told = -1
-        self._terminal = sys.stderr.isatty()
 
     def __call__(self, line: str) -> None:
         text = self.read(line)
         if text is None:
             return
-        if self._terminal:
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-        elif not self.total or self.done * 20 // self.total > self._told:
-            self._told = self.done * 20 // self.total if self.total else -1
-            print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Ends the line on a terminal."""
-        if self._terminal and self.done:
-            print(file=sys.stderr)
+        part = self.done * 20 // self.total if self.total else 0
+        if self.terminal or not self.total or part > self._told:
+            self._told = part
+            self.show(text)
 
 
 def main() -> None:

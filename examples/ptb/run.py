@@ -25,8 +25,8 @@ from examples.common.errors import UserError, run_main
 from examples.common.files import write_text
 from examples.common.options import docstring_parser
 from examples.common.stages import Stages, sha256_of
-from examples.ptb import compare, prepare
-from examples.ptb.progress import Progress
+from examples.ptb import compare, evaluation, prepare
+from examples.ptb.progress import Progress, StatusLine
 
 HERE = Path(__file__).resolve().parent
 RECIPES = ("small", "medium", "awd")
@@ -184,12 +184,15 @@ def train(
     return folder
 
 
-def evaluate(stages: Stages, folder: Path, data_bin: Path, name: str, more: Sequence[str] = ()) -> None:
+def evaluate(
+    stages: Stages, folder: Path, data_bin: Path, title: str, name: str, more: Sequence[str] = ()
+) -> None:
     """Evaluate a training on the test set, unless its result is that of its best checkpoint already.
 
     Args:
         folder: the training's.
         data_bin: the data.
+        title: what is evaluated.
         name: of the result.
         more: options of evaluate.sh.
 
@@ -197,9 +200,18 @@ def evaluate(stages: Stages, folder: Path, data_bin: Path, name: str, more: Sequ
         UserError: evaluate.sh failed.
     """
     said: list[str] = []
+    status = StatusLine()
+
+    def watch(line: str) -> None:
+        said.append(line)
+        if line.startswith(evaluation.PROGRESS):
+            status.show(f"{title}: {line.strip()}")
 
     def work() -> str:
-        run_script(["evaluate.sh", str(data_bin), str(folder), *more], said.append, RESULT_NAME=name)
+        try:
+            run_script(["evaluate.sh", str(data_bin), str(folder), *more], watch, RESULT_NAME=name)
+        finally:
+            status.close()
         return next(line.strip() for line in said if line.startswith("test perplexity"))
 
     stages.run(
@@ -223,9 +235,9 @@ def main(arguments: list[str] | None = None) -> None:
     for number, (arm, seed) in enumerate(plan, 1):
         title = f"[{number}/{len(plan)}] {options.recipe} {arm}, seed {seed}"
         folder = train(stages, options, arm, seed, data_bin, title, len(plan) - number)
-        evaluate(stages, folder, data_bin, compare.RESULTS[0])
+        evaluate(stages, folder, data_bin, title, compare.RESULTS[0])
         if arm == "stock":
-            evaluate(stages, folder, data_bin, compare.RESULTS[1], LONG_BLOCKS)
+            evaluate(stages, folder, data_bin, title, compare.RESULTS[1], LONG_BLOCKS)
         folders.append(str(folder))
     print("", compare.report(folders, options.out), sep="\n")
     print(f"{options.out / 'results.md'}, results.json and perplexity.png written")

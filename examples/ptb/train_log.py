@@ -13,7 +13,7 @@ from examples.common.errors import UserError
 _SETTINGS = re.compile(r"\| fairseq_cli\.train \| (\{'_name'.*)")
 _VALIDATION = re.compile(r"\| valid \| epoch (\d+) .*\| loss (\S+) .*\| ppl (\S+) .*\| num_updates (\d+)")
 _EPOCH = re.compile(r"\| train \| epoch (\d+) .*\| wps (\S+) ")
-_STEP = re.compile(r"\| train_inner \| epoch (\d+): +\d+ / (\d+) .*\bnum_updates=(\d+)")
+_STEP = re.compile(r"\| train_inner \| epoch (\d+): +(\d+) / (\d+) .*\bnum_updates=(\d+)")
 _START = re.compile(r"(No existing checkpoint found)|Loaded checkpoint .* \(epoch (\d+) @ (\d+) updates\)")
 _PARAMETERS = re.compile(r"num\. shared model params: .*\(num\. trained: ([\d,]+)\)")
 
@@ -102,10 +102,26 @@ def settings_of_line(line: str) -> str | None:
     return None if found is None else found[1]
 
 
-def step_of_line(line: str) -> tuple[int, int, int] | None:
-    """Epoch, updates an epoch and updates so far, where the line tells of progress inside an epoch."""
+@dataclass(frozen=True)
+class Step:
+    """Where a training is inside an epoch.
+
+    Attributes:
+        epoch: from 1.
+        done_of_epoch, of_epoch: updates of the epoch so far, and in all.
+        updates: so far in all epochs.
+    """
+
+    epoch: int
+    done_of_epoch: int
+    of_epoch: int
+    updates: int
+
+
+def step_of_line(line: str) -> Step | None:
+    """Where the training is, where the line tells of progress inside an epoch."""
     found = _STEP.search(line)
-    return None if found is None else (int(found[1]), int(found[2]), int(found[3]))
+    return None if found is None else Step(*map(int, found.groups()))
 
 
 def validation_of_line(line: str) -> Validation | None:

@@ -111,7 +111,8 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         if not isinstance(model, G2LSTMLanguageModel):
             raise ValueError(
                 f"the task g2lstm_language_modeling carries hidden state, which {type(model).__name__} cannot: "
-                "use --arch g2lstm_lm, or --task language_modeling"
+                "use --arch g2lstm_lm, or --task language_modeling; python -m fairseq_g2lstm.convert --to g2lstm makes "
+                "a g2lstm_lm of a stock lstm_lm's checkpoint"
             )
         # the batches of an update may be given again
         model.decoder.carried(training=True).kept_before = max(self.args.update_freq or [1])
