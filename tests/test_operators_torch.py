@@ -30,6 +30,7 @@ from operator_cases import (
     run_operator,
 )
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fairseq_g2lstm import G2LSTM, G2LSTMCell, ops
 from fairseq_g2lstm.ops import CellWeights
@@ -197,6 +198,23 @@ def test_module_compiled_without_graph_breaks_equals_eager(training):
         results.append((output, h, c, *torch.autograd.grad(output.sum() + c.sum(), (x, *lstm.parameters()))))
     for found, expected in zip(*results, strict=True):
         assert_near(found, expected, 1e-6)
+
+
+def test_a_cell_that_is_given_the_steps_number_is_compiled_once_for_all_steps():
+    torch.manual_seed(0)
+    cell, seed = G2LSTMCell(5, 6).train(), torch.tensor(SEED)
+    x = torch.randn(20, 3, 5)
+    counted = CompileCounterWithBackend("aot_eager")
+    results = []
+    for function in (cell, torch.compile(cell, backend=counted, fullgraph=True)):
+        h = c = torch.zeros(3, 6)
+        for step, inputs in enumerate(x):
+            h, c = function(inputs, (h, c), seed=seed, step=step)
+        results.append((h, c, *torch.autograd.grad(h.sum() + c.sum(), list(cell.parameters()))))
+    for found, expected in zip(*results, strict=True):
+        assert_near(found, expected, 1e-6)
+    # one for the first step, whose states have no gradients, and one for any other
+    assert counted.frame_count == 2
 
 
 def test_operators_run_on_meta_tensors():

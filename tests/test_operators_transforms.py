@@ -1,6 +1,7 @@
 """Derivatives taken otherwise than by backward(): forward mode, torch.func, compiled autograd, and none at all."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,8 +23,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fairseq_g2lstm import G2LSTM, ops
+from fairseq_g2lstm.reference import Factor, PackedWeight
 
 pytestmark = needs_kernels
+if ops.kernels_error() is None:
+    from fairseq_g2lstm import operators
 
 REFUSED = r"no forward-mode derivatives.*use_reference\(\)"
 x = torch.linspace(-1, 1, 12, dtype=F64).view(3, 4)
@@ -82,6 +86,32 @@ def cross_entropy(inputs: Tensor) -> Tensor:
 def test_operators_of_torch_refuse_it(function, requires_grad):
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=REFUSED):
         function(forward_ad.make_dual(x.clone().requires_grad_(requires_grad), torch.ones_like(x)))
+    with pytest.raises(NotImplementedError, match=REFUSED):
+        torch.func.jvp(function, (x,), (torch.ones_like(x),))
+
+
+def decoder(inputs: Tensor) -> Tensor:
+    state, ones = x[None, :, :1], partial(torch.ones, dtype=F64)
+    cells, attention = ([ones(4, 5)], [ones(4, 1)], []), (None,) * 5
+    gates = 0.9, 0.0, "step", False
+    return torch.ops.g2lstm.decoder(inputs[None], state, state, state[0], *cells, *attention, None, *gates, False)[0]
+
+
+def decoder_step(inputs: Tensor) -> Tensor:
+    state, ones = x[None, :, :1], partial(torch.ones, dtype=F64)
+    cells, attention = ([ones(4, 5)], [ones(4, 1)], []), (None,) * 5
+    return torch.ops.g2lstm.decoder_step(inputs, state, state, state[0], *cells, *attention, 0.9, False)[0]
+
+
+def packed_linear(inputs: Tensor) -> Tensor:
+    return operators.packed_linear(inputs.float(), PackedWeight(((Factor(x.float()),),)))
+
+
+@pytest.mark.parametrize("function", [matmul, cross_entropy, decoder, decoder_step, packed_linear])
+def test_operators_of_torch_whose_derivatives_are_pythons_refuse_it(function):
+    assert torch.isfinite(function(x)).all()
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=REFUSED):
+        function(forward_ad.make_dual(x, torch.ones_like(x)))
     with pytest.raises(NotImplementedError, match=REFUSED):
         torch.func.jvp(function, (x,), (torch.ones_like(x),))
 

@@ -1,5 +1,8 @@
 // The derivatives of the operators that are called step by step or for small layers, where Python's would take longer
 // than the operators: these here, the others' in fairseq_g2lstm/operators.py. Of these dropout alone has second ones.
+// And the refusal of forward-mode derivatives, which none of the operators has.
+//
+// A step's number is a SymInt, so that a compiled cell that is given it is not compiled anew for each.
 //
 // What has no gradient leaves a function's forward by a pointer, since an output that is marked as not differentiable
 // stops compiled autograd.
@@ -19,11 +22,11 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 using StepSignature = std::tuple<Tensor, Tensor, Tensor>(
-    const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, std::int64_t, std::int64_t, double,
+    const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, c10::SymInt, std::int64_t, double,
     double, c10::string_view, bool);
 using StepBackwardSignature = std::tuple<Tensor, Tensor>(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-    const OptionalTensor&, std::int64_t, std::int64_t, double, double, c10::string_view, bool);
+    const OptionalTensor&, c10::SymInt, std::int64_t, double, double, c10::string_view, bool);
 using LayerSignature = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, std::int64_t, double,
@@ -105,7 +108,7 @@ struct Step : torch::autograd::Function<Step> {
 
   static variable_list forward(
       AutogradContext* context, const Tensor& a, const Tensor& c, const OptionalTensor& seed,
-      const OptionalTensor& rows, std::int64_t t, std::int64_t stream, double temperature, double noise_prob,
+      const OptionalTensor& rows, const c10::SymInt& t, std::int64_t stream, double temperature, double noise_prob,
       c10::string_view noise_sharing, bool hard, Tensor* gates_out) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [h, c_next, gates] =
@@ -132,7 +135,7 @@ struct Step : torch::autograd::Function<Step> {
     const Tensor grad_c = grads[1].defined() ? grads[1] : at::zeros_like(c);
     auto [grad_a, grad_c_prev] = call_backward(
         backward_operator, grad_h, grad_c, gates, c, c_next, given(saved[3]), given(saved[4]),
-        context->saved_data["t"].toInt(), context->saved_data["stream"].toInt(), options.temperature,
+        context->saved_data["t"].toSymInt(), context->saved_data["stream"].toInt(), options.temperature,
         options.noise_prob, options.noise_sharing, options.hard);
     result[0] = grad_a, result[1] = grad_c_prev;
     return result;
@@ -207,7 +210,7 @@ struct Dropout : torch::autograd::Function<Dropout> {
 };
 
 std::tuple<Tensor, Tensor, Tensor> step(
-    const Tensor& a, const Tensor& c, const OptionalTensor& seed, const OptionalTensor& rows, std::int64_t t,
+    const Tensor& a, const Tensor& c, const OptionalTensor& seed, const OptionalTensor& rows, c10::SymInt t,
     std::int64_t stream, double temperature, double noise_prob, c10::string_view noise_sharing, bool hard) {
   refuse_tangents(a, c);
   if (!torch::autograd::compute_requires_grad(a, c)) {
@@ -248,7 +251,25 @@ Tensor dropout(const Tensor& x, const Tensor& seed, double p) {
   return Dropout::apply(x, seed, p)[0];
 }
 
+// The same refusal for operators whose derivatives are Python's, below these.
+void refuse_tangents_of_all(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  for (const c10::IValue& argument : torch::jit::last(*stack, op.schema().arguments().size())) {
+    if (argument.isTensor()) refuse_tangent(argument.toTensor());
+    if (argument.isTensorList()) {
+      for (const Tensor& tensor : argument.toTensorVector()) refuse_tangent(tensor);
+    }
+  }
+  op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+}
+
 }  // namespace
+
+TORCH_LIBRARY_IMPL(g2lstm, ADInplaceOrView, m) {
+  for (const char* const name :
+       {"decoder", "decoder_step", "packed_linear", "packed_layer", "packed_decoder_step", "matmul", "cross_entropy"}) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_tangents_of_all>());
+  }
+}
 
 TORCH_LIBRARY_IMPL(g2lstm, Autograd, m) {
   m.impl("step", step);

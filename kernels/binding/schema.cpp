@@ -13,11 +13,11 @@ TORCH_LIBRARY(g2lstm, m) {
       "noise_words(Tensor seed, int n_steps, int n_rows, int hidden_size, int stream, Tensor? rows=None, "
       "ScalarType dtype=float) -> Tensor");
   m.def(
-      "step(Tensor a, Tensor c, Tensor? seed, Tensor? rows, int t, int stream, " G2LSTM_GATES
+      "step(Tensor a, Tensor c, Tensor? seed, Tensor? rows, SymInt t, int stream, " G2LSTM_GATES
       ") -> (Tensor h, Tensor c_next, Tensor gates)");
   m.def(
       "step_backward(Tensor grad_h, Tensor grad_c, Tensor gates, Tensor c, Tensor c_next, Tensor? seed, Tensor? rows, "
-      "int t, int stream, " G2LSTM_GATES ") -> (Tensor grad_a, Tensor grad_c_prev)");
+      "SymInt t, int stream, " G2LSTM_GATES ") -> (Tensor grad_a, Tensor grad_c_prev)");
   m.def(
       "layer(Tensor x, Tensor h_0, Tensor c_0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? lengths, "
       "Tensor? seed, Tensor? rows, int stream, " G2LSTM_GATES
