@@ -155,6 +155,18 @@ def test_arguments_changed_in_place_before_backward_are_noticed(name):
         outputs["outputs"].sum().backward()
 
 
+@pytest.mark.parametrize("name", ["lengths", "seed", "rows"])
+def test_integers_changed_in_place_before_backward_are_noticed(name):
+    case = LayerCase(lengths="ragged", rows=True)
+    tensors = leaves(case.tensors())
+    args, options = case.arguments(tensors)
+    integers = {"lengths": args[7], "seed": options["seed"], "rows": options["rows"]}
+    outputs = case.operator(*args, **options)[0]
+    integers[name].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        outputs.sum().backward()
+
+
 # What is asked for
 
 
@@ -212,6 +224,41 @@ def test_gradients_are_the_same_where_forward_is_run_again_for_them(case):
     found = torch.autograd.grad(list(outputs.values()), list(tensors.values()), grads)
     for name, grad in zip(tensors, found, strict=True):
         assert_near(grad, expected[name], GRADIENT_BOUND[F64], name)
+
+
+@each_case()
+def test_gradients_are_the_same_where_forward_is_run_again_within_backward(case):
+    expected = run_operator(case).gradients
+    tensors = leaves(case.tensors())
+    names = list(forward(case)[1])  # of the outputs that take gradients
+
+    def again(*values: Tensor) -> tuple[Tensor, ...]:
+        outputs = case.call(case.operator, dict(zip(tensors, values, strict=True)))
+        return tuple(outputs[name] for name in names)
+
+    outputs = dict(zip(names, checkpoint(again, *tensors.values(), use_reentrant=True), strict=True))
+    torch.autograd.backward(list(outputs.values()), coefficients(outputs, case.dtype))
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor.grad, expected[name]), name
+
+
+@each_case()
+def test_gradients_are_the_same_where_what_is_kept_is_kept_elsewhere(case):
+    expected = run_operator(case).gradients
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.clone(), lambda kept: kept.clone()):
+        tensors, outputs = forward(case)
+    torch.autograd.backward(list(outputs.values()), coefficients(outputs, case.dtype))
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor.grad, expected[name]), name
+
+
+@pytest.mark.parametrize("case", [StepCase(), LayerCase(lengths="ragged")], ids=["step", "layer"])
+def test_gradients_of_several_at_once_are_those_of_each(case):
+    tensors, outputs = forward(case)
+    grads = [torch.stack([grad, -2 * grad]) for grad in coefficients(outputs, case.dtype)]
+    found = torch.autograd.grad(list(outputs.values()), list(tensors.values()), grads, is_grads_batched=True)
+    for name, (first, second) in zip(tensors, found, strict=True):
+        assert torch.equal(first, run_operator(case).gradients[name]) and torch.equal(second, -2 * first), name
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=dtype_name)
