@@ -144,15 +144,17 @@ _OF_STOCK = (
 )
 
 
-def apply_to_command_line(name: str, options: Namespace) -> None:
-    """`config.apply_architecture` to what the command line gave.
+def apply_to_given(name: str, options: ModelOptions) -> None:
+    """`config.apply_architecture` to what the command line or a file for Hydra gave.
 
     Raises:
         ValueError: an option that was given has no effect beside the architecture's; the message names it.
     """
-    given = Namespace(**vars(options))
+    given = _of_stock(options)
     apply_architecture(name, options, LANGUAGE_MODEL)
-    _check_given(name, given, options)
+    # fairseq applies an architecture twice, and what the first time filled in looks as if it had been given
+    again = all(value is not None for value in given.values())
+    _check_given(name, given, options, filled_in_may_be_given=again)
 
 
 def resolve(options: ModelOptions) -> Namespace:
@@ -177,26 +179,28 @@ def resolve(options: ModelOptions) -> Namespace:
             f"got {resolved.decoder_embed_dim} and {resolved.decoder_out_embed_dim}"
         )
     layer_sizes(resolved)  # refuses what is no list of them
-    _check_given(architecture_of(options, LANGUAGE_MODEL), options, resolved)
+    # they may be a checkpoint's
+    _check_given(architecture_of(options, LANGUAGE_MODEL), _of_stock(options), resolved, filled_in_may_be_given=True)
     return resolved
 
 
-def _check_given(name: str, given: ModelOptions, filled: Namespace) -> None:
+def _of_stock(options: ModelOptions) -> dict[str, Any]:
+    return {option: getattr(options, option, None) for option in _OF_STOCK}
+
+
+def _check_given(name: str, given: dict[str, Any], filled: Any, filled_in_may_be_given: bool) -> None:
     """Refuses what was given without effect; `filled` are the options after the architecture's."""
     own = ARCHITECTURES[name]
-    # fairseq applies an architecture twice, and what the first time filled in looks as if it had been given
-    again = all(getattr(given, option, None) is not None for option in _OF_STOCK)
-    n_layers, n_units = (getattr(given, option, None) for option in ("decoder_layers", "decoder_hidden_size"))
+    sizes = given["decoder_layers"], given["decoder_hidden_size"]
     filled_in = (own.get("decoder_layers", 1), own.get("decoder_hidden_size", filled.decoder_embed_dim))
-    fine = {(None, None), filled_in} if again else {(None, None)}
-    if filled.decoder_layer_sizes is not None and (n_layers, n_units) not in fine:
-        raise _sizes_twice(filled.decoder_layer_sizes, n_layers, n_units)
-    dropout, places = getattr(given, "dropout", None), ("decoder_dropout_in", "decoder_dropout_out")
-    left = [place for place in places if getattr(given, place, None) is None]
-    if dropout is not None and left and all(place in own for place in left):
+    fine = {(None, None), filled_in} if filled_in_may_be_given else {(None, None)}
+    if filled.decoder_layer_sizes is not None and sizes not in fine:
+        raise _sizes_twice(filled.decoder_layer_sizes, *sizes)
+    left = [place for place in ("decoder_dropout_in", "decoder_dropout_out") if given[place] is None]
+    if given["dropout"] is not None and left and all(place in own for place in left):
         raise ValueError(
-            f"--dropout {dropout} has no effect in {name}, which has a --decoder-dropout-in, --decoder-dropout-hidden "
-            "and --decoder-dropout-out of its own: give these"
+            f"--dropout {given['dropout']} has no effect in {name}, which has a --decoder-dropout-in, "
+            "--decoder-dropout-hidden and --decoder-dropout-out of its own: give these"
         )
 
 

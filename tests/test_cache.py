@@ -108,6 +108,12 @@ def test_with_it_too_perplexity_is_the_same_for_any_block_length(repetitive: tup
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
+@pytest.mark.parametrize("options", [("--cache-theta", 1), ("--cache-lambda", 0.3)])
+def test_its_options_without_its_size_are_refused_with_a_sentence(repetitive: tuple[Path, Path], options):
+    with pytest.raises(ValueError, match="have no effect without a cache: give --cache-size too"):
+        eval_lm(*repetitive, *options)
+
+
 def test_softmax_in_pieces_is_refused_with_a_sentence(repetitive: tuple[Path, Path]):
     with pytest.raises(ValueError, match="leave out --softmax-batch"):
         eval_lm(*repetitive, *CACHE, "--softmax-batch", 3)

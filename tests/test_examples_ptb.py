@@ -5,6 +5,7 @@ import lzma
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -303,6 +304,16 @@ def test_the_script_tells_the_time_left_and_goes_on_with_the_same_training_alone
     assert other.returncode == 1 and (tmp_path / "train.log").read_text() == log
     message = f"error: {tmp_path} holds a training with other options (seed 1, gate_noise_prob 0.2); give another"
     assert message in other.stderr
+    elsewhere = shutil.copytree(out / "data-bin", tmp_path / "data-bin")
+    command[4] = str(elsewhere)
+    for more, changed in (
+        ([], f"data {out / 'data-bin'}"),
+        (["--optimizer", "adam"], "optimizer sgd"),
+        (["--decoder-embed-dim", "9", "--valid-subset", "test"], "decoder_embed_dim 8, valid_subset valid"),
+    ):
+        other = again(*more)
+        assert other.returncode == 1 and f"with other options ({changed}" in other.stderr, other.stderr
+    command[4] = str(out / "data-bin")
     longer = again("--max-epoch", "3")
     assert longer.returncode == 0 and "(epoch 3 @" in longer.stdout, longer.stderr
 
@@ -505,7 +516,7 @@ def test_tokens_that_were_left_out_are_told(evaluate, tmp_path):
     ("options", "message"),
     [
         (["--cache-size", "5", "--cache-lambda", "2"], "fairseq-eval-lm failed: --cache-lambda must be >= 0 and < 1"),
-        (["--cache-theta=0.3"], "--cache-theta and --cache-lambda have no effect without --cache-size: give that too"),
+        (["--cache-theta=0.3"], "--cache-theta and --cache-lambda have no effect without a cache: give a --cache-size"),
         (["--gen-subset", "other"], r"holds no other\.bin and other\.idx"),
     ],
 )
@@ -588,14 +599,14 @@ def log_text(
 ) -> str:  # fmt: skip
     """fairseq-train's log of sessions of epochs of 10 updates, for each epoch the validation perplexity."""
     gate = "" if gates == "stock" else f"'gate_type': {gates}, 'gate_temperature': 0.9, "
-    task = "language_modeling" if gates == "stock" else "g2lstm_language_modeling"
+    model, task = ("lstm_lm", "language_modeling") if gates == "stock" else ("g2lstm_lm", "g2lstm_language_modeling")
     lines, epoch = [], 0
     for perplexities in sessions:
         lines.append(
             f"{HEAD} fairseq_cli.train | {{'_name': None, 'common': {{'seed': {seed}}}, 'optimization': {{'max_epoch': "
-            f"{max_epoch}, 'lr': [{lr}], 'max_update': 0}}, 'dataset': {{'batch_size': 20}}, 'model': {{{gate}{more}"
-            f"'dropout': 0.0}}, 'task': {{'_name': '{task}', 'tokens_per_sample': 20}}, 'optimizer': "
-            "Namespace(no_progress_bar=False, optimizer='sgd', weight_decay=0.0)}"
+            f"{max_epoch}, 'lr': [{lr}], 'max_update': 0}}, 'dataset': {{'batch_size': 20}}, 'model': {{'_name': "
+            f"'{model}', {gate}{more}'dropout': 0.0}}, 'task': {{'_name': '{task}', 'tokens_per_sample': 20}}, "
+            "'optimizer': Namespace(no_progress_bar=False, optimizer='sgd', weight_decay=0.0)}"
         )
         lines.append(f"{HEAD} fairseq_cli.train | num. shared model params: 1,560 (num. trained: 1,560)")
         start = f"Loaded checkpoint x/last.pt (epoch {epoch + 1} @ {10 * epoch} updates)"

@@ -1,11 +1,13 @@
 """The model g2lstm_lm: equal to the stock lstm_lm, its regularisers, its carried state."""
 
 from argparse import Namespace
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fairseq import models
 from fairseq.data import Dictionary
 from fairseq.models.lstm_lm import LSTMLanguageModel
 from fairseq.models.lstm_lm import base_architecture as stock_architecture
@@ -13,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fairseq_g2lstm import ops
-from fairseq_g2lstm.config_lm import apply_to_command_line, resolve
+from fairseq_g2lstm.config_lm import G2LSTMLanguageModelConfig, apply_to_given, resolve
 from fairseq_g2lstm.gate_stats import observe_gates
 from fairseq_g2lstm.models.language_model import G2LSTMLanguageModel
 
@@ -255,10 +257,10 @@ def test_the_awd_architecture_has_its_sizes_and_ties():
 @pytest.mark.parametrize("name", ["decoder_layers", "decoder_hidden_size"])
 def test_sizes_beside_those_of_the_awd_architecture_are_refused_even_if_they_are_defaults(name: str):
     options = Namespace()
-    apply_to_command_line("g2lstm_lm_ptb", options)
+    apply_to_given("g2lstm_lm_ptb", options)
     default = getattr(options, name)
     with pytest.raises(ValueError, match=rf"sizes 1150,1150,400, .* got --{name.replace('_', '-')} {default} as well"):
-        apply_to_command_line("g2lstm_lm_ptb", Namespace(**{name: default}))
+        apply_to_given("g2lstm_lm_ptb", Namespace(**{name: default}))
     assert len(G2LSTMLanguageModel.build_model(options, make_task()).decoder.layers) == 3
 
 
@@ -267,9 +269,9 @@ def test_sizes_beside_those_of_the_awd_architecture_are_refused_even_if_they_are
 )
 def test_an_architecture_may_be_applied_twice_as_fairseq_does(name, given):
     options = Namespace(**given)
-    apply_to_command_line(name, options)
+    apply_to_given(name, options)
     before = vars(options).copy()
-    apply_to_command_line(name, options)
+    apply_to_given(name, options)
     assert vars(options) == before and resolve(Namespace(_name=name, **before))
 
 
@@ -280,17 +282,40 @@ def test_hydra_is_refused_them_too(kind, size):
         resolve(kind({"_name": "g2lstm_lm_ptb", **size}))
 
 
-def test_sizes_of_all_layers_that_are_the_defaults_are_refused_beside_those_of_each():
-    options = {"_name": "g2lstm_lm", "decoder_layer_sizes": "8,8", "decoder_layers": 1, "decoder_hidden_size": 512}
-    with pytest.raises(ValueError, match="sizes 8,8, .* got --decoder-layers 1 and --decoder-hidden-size 512 as well"):
-        resolve(OmegaConf.create(options))
+def test_sizes_of_all_layers_that_are_the_architectures_are_refused_beside_those_of_each():
+    options = Namespace(decoder_layer_sizes="8,8", decoder_layers=2, decoder_hidden_size=650)
+    with pytest.raises(ValueError, match="sizes 8,8, .* got --decoder-layers 2 and --decoder-hidden-size 650 as well"):
+        apply_to_given("g2lstm_lm_zaremba", options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"_name": "g2lstm_lm_ptb", "decoder_layers": 1}, "got --decoder-layers 1 as well"),
+        ({"_name": "g2lstm_lm_zaremba", "decoder_layer_sizes": "9,650", "decoder_layers": 2}, "-layers 2 as well"),
+        ({"_name": "g2lstm_lm_ptb", "dropout": 0.1, "decoder_dropout_in": 0.3}, "--dropout 0.1 has no effect"),
+        ({"_name": "g2lstm_lm_ptb"}, None),
+        ({"_name": "g2lstm_lm_zaremba", "dropout": 0.1}, None),
+        ({"_name": "g2lstm_lm", "decoder_layer_sizes": "8,8"}, None),
+    ],
+)
+def test_fairseq_builds_what_a_file_for_hydra_gives_or_says_what_has_no_effect(options, message):
+    given = OmegaConf.create({**asdict(G2LSTMLanguageModelConfig()), **options})
+    if message is not None:
+        with pytest.raises(ValueError, match=message):
+            models.build_model(given, make_task())
+        return
+    model = models.build_model(given, make_task())
+    # a checkpoint keeps these options, filled in as they may be by now
+    again = models.build_model(OmegaConf.create(OmegaConf.to_container(given)), make_task())
+    assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
 
 
 @pytest.mark.parametrize("more", [{}, {"decoder_dropout_in": 0.3}, {"decoder_dropout_out": 0.3}])
 def test_dropout_is_refused_where_the_architecture_leaves_it_no_effect(more: dict[str, float]):
     message = r"--dropout 0.1 has no effect in g2lstm_lm_ptb, .* --decoder-dropout-hidden .*: give these"
     with pytest.raises(ValueError, match=message):
-        apply_to_command_line("g2lstm_lm_ptb", Namespace(dropout=0.1, **more))
+        apply_to_given("g2lstm_lm_ptb", Namespace(dropout=0.1, **more))
     with pytest.raises(ValueError, match=message):
         resolve(OmegaConf.create({"_name": "g2lstm_lm_ptb", "dropout": 0.1, **more}))
 
@@ -306,7 +331,7 @@ def test_dropout_is_refused_where_the_architecture_leaves_it_no_effect(more: dic
 def test_dropout_may_be_given_where_it_has_effect_or_its_places_are_given_too(name, places):
     options = Namespace(dropout=0.4, **places)
     for _ in range(2):
-        apply_to_command_line(name, options)
+        apply_to_given(name, options)
     assert options.dropout == 0.4
     assert options.decoder_dropout_in == places.get("decoder_dropout_in", 0.4)
     assert options.decoder_dropout_out == places.get("decoder_dropout_out", 0.4)

@@ -421,8 +421,6 @@ def test_another_models_architecture_is_refused_with_a_sentence(tiny_text: Path,
         (["--cache-size", -1], "--cache-size must be >= 0"),
         (["--cache-size", 9, "--cache-theta", "nan"], "--cache-theta must be >= 0"),
         (["--cache-size", 9, "--cache-lambda", 1], "--cache-lambda must be >= 0 and < 1, got 1.0"),
-        (["--cache-lambda", 0.2], "--cache-theta and --cache-lambda have no effect without a cache: give --cache-size"),
-        (["--cache-theta", 1], "--cache-theta and --cache-lambda have no effect without a cache: give --cache-size"),
         (["--arch", "g2lstm_lm_ptb", "--max-update", 1], "--dropout 0.2 has no effect in g2lstm_lm_ptb"),
         (["--variable-tokens-per-sample", "--sentence-avg"], "with --sentence-avg the gradient grows with it already"),
         (["--decoder-layers", 3], "--decoder-layer-sizes 9,8, given or the architecture's, stands in place of"),
@@ -460,8 +458,10 @@ def test_averaging_without_validation_gets_a_warning(tiny_text: Path, tmp_path: 
 def test_max_tokens_bounds_the_blocks_of_an_evaluation(tiny_text: Path, trained: Path):
     options = ["--tokens-per-sample", 20, "--max-tokens"]
     assert eval_lm(tiny_text, trained, *options, 20) == eval_lm(tiny_text, trained)
-    with pytest.raises(ValueError, match="--max-tokens 19 must be at least --tokens-per-sample 20"):
+    with pytest.raises(ValueError, match="--max-tokens 19 must be at least 20, a block of 20 tokens of 1 row: change"):
         eval_lm(tiny_text, trained, *options, 19)
+    with pytest.raises(ValueError, match="--max-tokens 59 must be at least 60, a block of 20 tokens of 3 rows: change"):
+        eval_lm(tiny_text, trained, *options, 59, "--batch-size", 3)
 
 
 def test_amp_with_sgd_is_refused_with_a_sentence(tiny_text: Path, tmp_path: Path):

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fairseq_g2lstm import G2LSTM, ops
+from fairseq_g2lstm.ops import GateMode
 from fairseq_g2lstm.reference import Factor, PackedWeight
 
 pytestmark = needs_kernels
@@ -103,11 +104,31 @@ def decoder_step(inputs: Tensor) -> Tensor:
     return torch.ops.g2lstm.decoder_step(inputs, state, state, state[0], *cells, *attention, 0.9, False)[0]
 
 
+def packed(*shape: int) -> PackedWeight:
+    return PackedWeight(((Factor(torch.ones(shape)),),))
+
+
 def packed_linear(inputs: Tensor) -> Tensor:
-    return operators.packed_linear(inputs.float(), PackedWeight(((Factor(x.float()),),)))
+    return operators.packed_linear(inputs.float(), packed(2, 4))
 
 
-@pytest.mark.parametrize("function", [matmul, cross_entropy, decoder, decoder_step, packed_linear])
+def packed_layer(inputs: Tensor) -> Tensor:
+    state = x[:, :1].float()
+    return operators.lstm_layer(inputs[None].float(), state, state, packed(4, 4), packed(4, 1), mode=GateMode())[0]
+
+
+def packed_decoder_step(inputs: Tensor) -> Tensor:
+    state, weights = x[None, :, :1].float(), operators._flat(packed(4, 5), packed(4, 1))
+    attention = (None,) * 5
+    return torch.ops.g2lstm.packed_decoder_step(
+        inputs.float(), state, state, state[0], *weights, [], *attention, 1.0, False
+    )[0]
+
+
+PYTHONS = [matmul, cross_entropy, decoder, decoder_step, packed_linear, packed_layer, packed_decoder_step]
+
+
+@pytest.mark.parametrize("function", PYTHONS)
 def test_operators_of_torch_whose_derivatives_are_pythons_refuse_it(function):
     assert torch.isfinite(function(x)).all()
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=REFUSED):

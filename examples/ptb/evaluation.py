@@ -26,6 +26,7 @@ from examples.common.files import write_text
 
 PLUGIN = Path(__file__).resolve().parents[2] / "fairseq_g2lstm"
 BLOCK_LENGTH = 70  # tokens; where state is carried it decides the speed alone
+CACHE_OPTIONS = ("--cache-theta", "--cache-lambda")
 PROGRESS = "evaluated "  # how a line of progress begins
 STOCK_TOKENS = 2000  # of a batch of the stock model's blocks: their logits take 80 MB at 10,000 types
 
@@ -235,8 +236,8 @@ def evaluate(data_bin: Path, save_dir: Path, given: list[str], name: str | None 
     cache = None
     if getattr(parsed, "cache_size", 0) > 0:
         cache = {key: getattr(parsed, f"cache_{key}") for key in ("size", "theta", "lambda")}
-    elif any(option.startswith(("--cache-theta", "--cache-lambda")) for option in given):
-        raise UserError("--cache-theta and --cache-lambda have no effect without --cache-size: give that too")
+    elif getattr(parsed, "cache_size", 0) == 0 and any(option.startswith(CACHE_OPTIONS) for option in given):
+        raise UserError(f"{' and '.join(CACHE_OPTIONS)} have no effect without a cache: give a --cache-size > 0 too")
     expected = count_tokens(data_bin, parsed.gen_subset)
     result = save_dir / f"{name or f'eval-{parsed.gen_subset}' + ('-cache' if cache else '')}.json"
     asked = [option for option in given if option != "--cpu"]

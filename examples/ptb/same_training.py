@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from examples.common.errors import UserError, run_main
-from examples.ptb.train_log import read_training
+from examples.ptb.train_log import read_training, setting
 from examples.ptb.trained_runs import changed_options
 
 
@@ -30,10 +30,10 @@ def settings_of(arguments: list[str]) -> str | None:
 
 
 def check_same_training(save_dir: Path, arguments: list[str]) -> None:
-    """Hold fairseq-train's arguments against the options that the folder's log tells; more epochs are welcome.
+    """Hold fairseq-train's arguments against the options that the folder's log tells; another length is welcome.
 
     Raises:
-        UserError: the training there was begun with others.
+        UserError: the training there was begun with others, or with other data.
     """
     try:
         training = read_training(save_dir / "train.log")
@@ -43,11 +43,14 @@ def check_same_training(save_dir: Path, arguments: list[str]) -> None:
     if settings is None:
         return
     changed = changed_options(training.sessions, settings)
+    before, now = (str(setting(each, "data")) for each in (training.settings, settings))
+    # a folder that is not there may have been moved
+    if Path(before).exists() and Path(now).exists() and not Path(before).samefile(now):
+        changed.append(f"data {before}")
     if changed:
         raise UserError(
             f"{save_dir} holds a training with other options ({', '.join(changed)}); give another SAVE_DIR, or delete "
-            f"that folder to train anew. --restore-file {save_dir}/checkpoint_last.pt, with another SAVE_DIR, goes on "
-            "from it with these options"
+            "that folder to train anew"
         )
 
 

@@ -31,8 +31,9 @@ if ! "$python" -u -m fairseq_cli.interactive "$data_bin" --user-dir "$root/fairs
     --sampling --sampling-topk 10 --beam 1 --nbest 1 "${seed[@]}" "$@" 2>&1 | tee "$log" | sed -u -n 's/^D-[0-9]*\t[^\t]*\t//p'
 then
     # the last error without the calls that led to it
-    said=$(awk '/^[A-Za-z_.]*((Error|Exception)|: error): / { text = "" } { text = text $0 "\n" } END { printf "%s", text }' "$log")
-    echo "error: fairseq-interactive failed: $(tail -n 15 <<<"$said")" >&2
+    said=$(awk '/^[A-Za-z_.]*((Error|Exception)(:|$)|: error: )/ { text = ""; n = 15 } n-- > 0 { text = text $0 "\n" }
+        END { printf "%s", text }' "$log")
+    echo "error: fairseq-interactive failed: ${said:-$(tail -n 15 "$log")}" >&2
     echo "All it said is in $log" >&2
     exit 1
 fi

@@ -96,6 +96,11 @@ def optimizer(settings: str) -> str:
     return str(named)
 
 
+def architecture(settings: str) -> str:
+    """The model's name, or that of its architecture."""
+    return str(setting(settings, "model") or setting(settings.partition("'model': Namespace")[2], "arch"))
+
+
 def settings_of_line(line: str) -> str | None:
     """fairseq's options, where the line is the one that tells them."""
     found = _SETTINGS.search(line)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.common.errors import UserError
-from examples.ptb.train_log import Training, optimizer, read_training, setting
+from examples.ptb.train_log import Training, architecture, optimizer, read_training, setting
 
 # Options that two trainings must have in common to be compared, beside the optimiser's name and the number of
 # parameters, and what holds where one is not given; a name above stands for that option.
@@ -51,6 +51,15 @@ RECIPE: dict[str, Any] = {
 }
 # of these, what stock lstm_lm has no choice of, so that it is compared with any
 NOT_STOCK = ("init_range", "lstm_init_range")
+# of a model
+SIZES = (
+    "decoder_embed_dim",
+    "decoder_hidden_size",
+    "decoder_layers",
+    "decoder_layer_sizes",
+    "decoder_out_embed_dim",
+    "share_decoder_input_output_embed",
+)
 # Options that make an arm another arm, and what goes without saying.
 ARM: dict[str, Any] = {
     "gate_temperature": 0.9,
@@ -176,20 +185,29 @@ def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
 
 
 def changed_options(sessions: Sequence[str], last: str) -> list[str]:
-    """What a session had otherwise than the last one, but for the length; such as `gate_type sigmoid`.
+    """What a session had otherwise than the last one, but for the length and the data; such as `gate_type sigmoid`.
 
     Args:
         sessions: fairseq's options of each, as it logs them.
         last: those of the last.
     """
-    names = ["arch", "gate_type", "seed", *ARM, *(name for name in RECIPE if name not in ("max_epoch", "max_update"))]
-    changed = []
+    expected, changed = _identity(last), []
     for settings in sessions:
-        for name in names:
-            before = setting(settings, name)
-            if before != setting(last, name) and f"{name} {before}" not in changed:
+        for name, before in _identity(settings).items():
+            if before != expected[name] and f"{name} {before}" not in changed:
                 changed.append(f"{name} {before}")
     return changed
+
+
+def _identity(settings: str) -> dict[str, Any]:
+    """What makes a training another one, with what holds where an earlier version had no such option."""
+    usual = RECIPE | ARM
+    identity: dict[str, Any] = {"architecture": architecture(settings), "optimizer": optimizer(settings)}
+    for name in (*SIZES, "gate_type", "criterion", "seed", "valid_subset", "batch_size_valid", *ARM, *RECIPE):
+        if name not in ("max_epoch", "max_update"):
+            value, otherwise = setting(settings, name), usual.get(name)
+            identity[name] = otherwise if value is None and otherwise not in usual else value
+    return identity
 
 
 def progress(training: Training) -> str:

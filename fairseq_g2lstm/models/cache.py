@@ -17,18 +17,13 @@ class CacheSettings(NamedTuple):
     weight: float = 0.1
 
     def check(self) -> None:
-        """Raises ValueError where a value is outside its range, or has no effect."""
+        """Raises ValueError where a value is outside its range."""
         if self.size < 0:
             raise ValueError(f"--cache-size must be >= 0 (0 for no cache), got {self.size}")
         if not (math.isfinite(self.theta) and self.theta >= 0):
             raise ValueError(f"--cache-theta must be >= 0, got {self.theta}")
         if not 0 <= self.weight < 1:
             raise ValueError(f"--cache-lambda must be >= 0 and < 1, got {self.weight}")
-        if self.size == 0 and self != CacheSettings():
-            raise ValueError(
-                "--cache-theta and --cache-lambda have no effect without a cache: give --cache-size too, "
-                "the number of steps that it remembers"
-            )
 
 
 class CacheAttention(NamedTuple):

@@ -4,7 +4,7 @@ from fairseq.models import FairseqLanguageModel, register_model, register_model_
 from torch import Tensor
 
 from ..config import ModelOptions, gate_settings
-from ..config_lm import LANGUAGE_MODEL, G2LSTMLanguageModelConfig, apply_to_command_line, resolve
+from ..config_lm import LANGUAGE_MODEL, G2LSTMLanguageModelConfig, apply_to_given, resolve
 from ..distributed import check_ranks_are_joined
 from ..settings import GateSettings
 from .common import IncrementalState, build_embedding
@@ -87,7 +87,7 @@ def _register_architectures() -> None:
         if name == "g2lstm_lm":  # registered with the model
             continue
         register_model_architecture("g2lstm_lm", name)(
-            lambda options, name=name: apply_to_command_line(name, options)
+            lambda options, name=name: apply_to_given(name, options)
         )
 
 

@@ -212,14 +212,24 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         With several rows each but the first starts without the text before it, or with `context_window` tokens of it.
 
         Raises:
-            ValueError: a block, of `--tokens-per-sample` in one row, is longer than the `max_tokens` that were given.
+            ValueError: options of the cache were given without its size, or `max_tokens` that a block exceeds.
         """
+        if self.cache.size == 0 and self.cache != CacheSettings():
+            raise ValueError(
+                "--cache-theta and --cache-lambda have no effect without a cache: give --cache-size too, "
+                "the number of steps that it remembers"
+            )
+        rows, block_length = batch_size or 1, self.args.tokens_per_sample
+        if max_tokens not in (None, EVAL_LM_MAX_TOKENS) and rows * block_length > max_tokens:
+            raise ValueError(
+                f"--max-tokens {max_tokens} must be at least {rows * block_length}, a block of {block_length} tokens "
+                f"of {rows} row{'s' if rows > 1 else ''}: change --tokens-per-sample or --batch-size"
+            )
         if self.cache.size > 0 and self._model is not None:
             self._model.decoder.cache = self.cache
         return self.get_batch_iterator(
             dataset,
-            max_tokens=None if max_tokens == EVAL_LM_MAX_TOKENS else max_tokens,
-            max_sentences=batch_size or 1,
+            max_sentences=rows,
             num_shards=num_shards,
             shard_id=shard_id,
             num_workers=num_workers,

@@ -1,6 +1,7 @@
 // The derivatives of the operators that are called step by step or for small layers, where Python's would take longer
 // than the operators: these here, the others' in fairseq_g2lstm/operators.py. Of these dropout alone has second ones.
-// And the refusal of forward-mode derivatives, which none of the operators has.
+// And the refusal of forward-mode derivatives, which none of the operators has; calls of those that end in _backward,
+// which are for these functions alone, lose them.
 //
 // A step's number is a SymInt, so that a compiled cell that is given it is not compiled anew for each.
 //
