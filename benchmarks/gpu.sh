@@ -3,15 +3,17 @@
 # result. A step that fails or outlasts its limit does not stop the others, but for a build without CUDA kernels; a short
 # table of all comes last. Without a GPU it runs too, on the CPU.
 #
-# usage: bash benchmarks/gpu.sh [build|kernels|persistent|sanitize|layer|end-to-end|language-model|suite ...]
-#   default: all, in this order; kernels, persistent and suite are the tests of the CUDA operators, of the layer in one
-#   launch, and all others
+# usage: bash benchmarks/gpu.sh [build|kernels|persistent|sanitize|layer|end-to-end|language-model|suite|ptb ...]
+#   default: all but ptb, in this order; kernels, persistent and suite are the tests of the CUDA operators, of the layer in
+#   one launch, and all others. ptb trains and evaluates by the recipes of examples/ptb; called again, it goes on
 #   OUT          folder of logs and results (default runs/gpu)
 #   WHEELS       folder of wheels to install first, where there is no network
 #   DATA         fairseq's data-bin for end-to-end (default: the quickstart's generated text)
 #   CHECKPOINT   stock checkpoint to translate with (default: one is trained)
 #   TEXT         fairseq's data-bin of a text for language-model (default: the quickstart's generated text)
-#   LIMIT        seconds that a step may take (default 3600)
+#   PTB_RUNS     trainings of ptb, RECIPE-GATES each (default "medium-sigmoid medium-gumbel awd-sigmoid awd-gumbel")
+#   PTB_DIR      their checkpoints (default runs/gpu-ptb)
+#   LIMIT        seconds that a step may take, each training of ptb too (default 3600)
 #   LAYER_OPTIONS, END_TO_END_OPTIONS, LANGUAGE_MODEL_OPTIONS
 #                further options of those parts of benchmarks.run, as "--rounds 3 --no-sweep"
 #   SMOKE=1      tiny sizes, to see that everything works
@@ -40,7 +42,7 @@ step() {
     shift
     timeout --kill-after 10 "${LIMIT:-3600}" "$@" > "$OUT/$name.log" 2>&1
     status=$?
-    printf '%-14s %-8s %5d s  %s\n' "$name" "$([ $status -eq 0 ] && echo passed || echo "exit $status")" \
+    printf '%-19s %-8s %5d s  %s\n' "$name" "$([ $status -eq 0 ] && echo passed || echo "exit $status")" \
         $((SECONDS - start)) "$(grep -v '^[[:space:]]*$' "$OUT/$name.log" | tail -n 1 | cut -c 1-120)" | tee -a "$table"
 }
 
@@ -70,7 +72,7 @@ sys.exit(kernels_missing('cuda'))"; then
             ;;
         sanitize)
             if [ -z "$gpu" ] || ! command -v compute-sanitizer > /dev/null; then
-                echo "sanitize       left out: it needs a GPU and compute-sanitizer" | tee -a "$table"
+                echo "sanitize            left out: it needs a GPU and compute-sanitizer" | tee -a "$table"
                 continue
             fi
             # The tools slow a kernel down many times: each sees a few cases of every operator.
@@ -90,9 +92,27 @@ sys.exit(kernels_missing('cuda'))"; then
             step language-model python3 -m benchmarks.run language-model $smoke --out "$OUT/language-model" \
                 ${TEXT:+--data "$TEXT"} ${LANGUAGE_MODEL_OPTIONS:-}
             ;;
+        ptb)
+            if [ -z "${TEXT:-}" ]; then
+                echo "ptb                 left out: it needs TEXT, Penn Treebank by examples/ptb/prepare.py" | tee -a "$table"
+                continue
+            fi
+            export PYTHON=${PYTHON:-python3}
+            tiny=(${SMOKE:+--decoder-embed-dim 8 --decoder-layer-sizes 9,8 --decoder-out-embed-dim 8 --max-update 3})
+            folders=()
+            for run in ${PTB_RUNS:-medium-sigmoid medium-gumbel awd-sigmoid awd-gumbel}; do
+                folder=${PTB_DIR:-runs/gpu-ptb}/$run
+                step "$run" bash examples/ptb/train.sh "${run%-*}" "${run#*-}" "$TEXT" "$folder" "${tiny[@]}"
+                step "$run-test" bash examples/ptb/evaluate.sh "$TEXT" "$folder"
+                mkdir -p "$OUT/ptb/$run"
+                cp "$folder"/train.log "$folder"/eval-test.json "$OUT/ptb/$run" 2> /dev/null
+                folders+=("$OUT/ptb/$run")
+            done
+            step ptb python3 -m examples.ptb.compare "${folders[@]}"
+            ;;
         *)
             echo "error: no step is called $name: build, kernels, persistent, sanitize, layer, end-to-end," \
-                "language-model or suite" >&2
+                "language-model, suite or ptb" >&2
             exit 2
             ;;
     esac
