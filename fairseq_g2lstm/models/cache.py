@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class CacheSettings(NamedTuple):
-    """size: N > 0, the steps that are remembered. theta: >= 0, how sharply a state's likeness counts.
+    """size: N >= 0, the steps that are remembered, 0 for no cache. theta: >= 0, how sharply a state's likeness counts.
     weight: lambda, 0 to below 1, the share of the cache's distribution in the mixture."""
 
     size: int = 0
