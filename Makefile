@@ -1,5 +1,6 @@
 # make quickstart   train, translate, score and draw, from nothing
-# make test         the whole test suite in TEST_PROCESSES processes, with the kernels as they are in the tree
+# make test         the whole test suite in TEST_PROCESSES processes, with the kernels as they are in the tree;
+#                   PYTEST_OPTIONS="-k layer" chooses
 # make lint         ruff and mypy
 # make bench        speed and memory beside the peers'; DATA=DATA_BIN and TEXT=DATA_BIN, of translation and of a language
 #                   model, and CHECKPOINT=STOCK.pt, to translate with, stand in for generated text and a model trained for it
@@ -30,7 +31,7 @@ quickstart-smoke: kernels
 test bench: export FAIRSEQ_G2LSTM_REQUIRE_KERNELS ?= 1
 test: kernels
 	@$(python) -c "import sys, torch; print('Python', sys.version.split()[0], 'torch', torch.__version__)"
-	$(python) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(python) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_OPTIONS)
 
 lint: $(installed)
 	$(python) -m ruff check .

@@ -24,6 +24,7 @@ from test_examples_scripts import last, stub
 from examples.common.errors import UserError
 from examples.common.stages import Stages
 from examples.ptb import compare, evaluation, prepare, progress, run
+from examples.ptb.same_training import check_same_training
 from examples.ptb.train_log import read_training, setting
 from examples.ptb.trained_runs import read_run
 
@@ -283,39 +284,45 @@ def test_the_time_left_of_all_trainings_is_told(monkeypatch):
     assert text == "[1/3] small: epoch 1 of 1, 5 of 10 updates, 10 min left, about 50 min with the 2 trainings after it"
 
 
+@pytest.mark.slow
 def test_the_script_tells_the_time_left_and_goes_on_with_the_same_training_alone(tmp_path, whole_run):
-    out, _, _ = whole_run
-    options = [str(out / "data-bin"), str(tmp_path), *TINY, "--max-epoch", "2"]
-    command = ["bash", str(ROOT / "examples" / "ptb" / "train.sh"), "small", "gumbel", *options]
+    data, save_dir = whole_run[0] / "data-bin", tmp_path / "save"
+    options = ["small", "gumbel", str(data), str(save_dir), *TINY, "--max-epoch", "2"]
+    command = ["bash", str(ROOT / "examples" / "ptb" / "train.sh"), *options]
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    def script(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    done = script()
     assert done.returncode == 0, done.stderr
     told = r"^epoch 2 of 2, \d+ of \d+ updates, valid perplexity [\d.]+, \d+ s left$"
     assert re.search(told, done.stderr, re.M)
-    assert (tmp_path / "train.log").read_text() == done.stdout
+    log = (save_dir / "train.log").read_text()
+    assert log == done.stdout
 
-    def again(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment)
-
-    failed = again("--lr", "fast")
-    assert failed.returncode != 0 and "--lr" in failed.stdout
-    log = (tmp_path / "train.log").read_text()
-    other = again("--gate-noise-prob", "0.3", "--seed", "2", "--max-epoch", "3")
-    assert other.returncode == 1 and (tmp_path / "train.log").read_text() == log
-    message = f"error: {tmp_path} holds a training with other options (seed 1, gate_noise_prob 0.2); give another"
+    other = script("--gate-noise-prob", "0.3", "--seed", "2", "--max-epoch", "3")
+    assert other.returncode == 1 and (save_dir / "train.log").read_text() == log
+    message = f"error: {save_dir} holds a training with other options (seed 1, gate_noise_prob 0.2); give another"
     assert message in other.stderr
-    elsewhere = shutil.copytree(out / "data-bin", tmp_path / "data-bin")
-    command[4] = str(elsewhere)
-    for more, changed in (
-        ([], f"data {out / 'data-bin'}"),
-        (["--optimizer", "adam"], "optimizer sgd"),
-        (["--decoder-embed-dim", "9", "--valid-subset", "test"], "decoder_embed_dim 8, valid_subset valid"),
-    ):
-        other = again(*more)
-        assert other.returncode == 1 and f"with other options ({changed}" in other.stderr, other.stderr
-    command[4] = str(out / "data-bin")
-    longer = again("--max-epoch", "3")
+    longer = script("--max-epoch", "3")
     assert longer.returncode == 0 and "(epoch 3 @" in longer.stdout, longer.stderr
+
+    # the rest without the script, which takes seconds to start
+    arguments = launched(tmp_path / "stub", "small", "gumbel", *TINY, "--max-epoch", "3")
+    arguments = arguments[arguments.index("fairseq_cli.train") + 1 :]
+    arguments[0] = str(data)
+    check_same_training(save_dir, arguments)
+    check_same_training(save_dir, [*arguments, "--lr", "fast"])  # fairseq-train's to refuse
+    check_same_training(tmp_path, [*arguments, "--seed", "2"])  # where no training is
+    elsewhere = str(shutil.copytree(data, tmp_path / "data-bin"))
+    for changed, named in (
+        ([elsewhere, *arguments[1:]], f"data {data}"),
+        ([*arguments, "--optimizer", "adam"], "optimizer sgd"),
+        ([*arguments, "--decoder-embed-dim", "9", "--valid-subset", "test"], "decoder_embed_dim 8, valid_subset valid"),
+    ):
+        with pytest.raises(UserError, match=f"with other options {re.escape(f'({named})')}"):
+            check_same_training(save_dir, changed)
 
 
 @pytest.mark.parametrize(
