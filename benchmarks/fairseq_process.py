@@ -2,7 +2,7 @@
 
     python -m benchmarks.fairseq_process PEAK.json train|generate|… ARGUMENTS…
 
-is `fairseq-train ARGUMENTS…` and so on, and writes `{"resident": BYTES, "cuda": BYTES or null}`.
+is `fairseq-train ARGUMENTS…` and so on, with TF32 off on CUDA, and writes `{"resident": BYTES, "cuda": BYTES or null}`.
 """
 
 import importlib
@@ -50,6 +50,7 @@ def main() -> None:
     """The command."""
     report, name, *arguments = sys.argv[1:]
     cuda = CudaPeak() if torch.cuda.is_available() and "--cpu" not in arguments else None
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     sys.argv = [f"fairseq-{name}", *arguments]
     importlib.import_module(f"fairseq_cli.{name}").cli_main()
     if cuda is not None:

@@ -7,6 +7,7 @@
 #   default: all but ptb, in this order; kernels, persistent and suite are the tests of the CUDA operators, of the layer in
 #   one launch, and all others. ptb trains and evaluates by the recipes of examples/ptb; called again, it goes on
 #   OUT          folder of logs and results (default runs/gpu)
+#   ARCHIVE      file that holds all of OUT after every step, for where few files come back
 #   WHEELS       folder of wheels to install first, where there is no network
 #   DATA         fairseq's data-bin for end-to-end (default: the quickstart's generated text)
 #   CHECKPOINT   stock checkpoint to translate with (default: one is trained)
@@ -14,8 +15,10 @@
 #   PTB_RUNS     trainings of ptb, RECIPE-GATES each (default "medium-sigmoid medium-gumbel awd-sigmoid awd-gumbel")
 #   PTB_DIR      their checkpoints (default runs/gpu-ptb)
 #   LIMIT        seconds that a step may take, each training of ptb too (default 3600)
+#   BUDGET       seconds for all of it: steps get no more than what is left, and the benchmarks are short ones
 #   LAYER_OPTIONS, END_TO_END_OPTIONS, LANGUAGE_MODEL_OPTIONS
 #                further options of those parts of benchmarks.run, as "--rounds 3 --no-sweep"
+#   NEED_GPU=1   ends at once where torch sees no GPU
 #   SMOKE=1      tiny sizes, to see that everything works
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -30,56 +33,111 @@ table=$OUT/steps.txt
 
 if [ -n "${WHEELS:-}" ]; then
     site=${TMPDIR:-/tmp}/g2lstm-site
-    [ -d "$site" ] || python3 -m pip install -q --no-index --no-deps --no-compile --target "$site" "$WHEELS"/*.whl
+    if [ ! -d "$site" ]; then
+        rm -rf "$site.part"
+        python3 -m pip install -q --no-index --no-deps --no-compile --target "$site.part" "$WHEELS"/*.whl &&
+            mv "$site.part" "$site" || exit 1
+    fi
     export PYTHONPATH=$site:$PWD${PYTHONPATH:+:$PYTHONPATH}
 fi
 export PYTHONPATH=${PYTHONPATH:-$PWD}
+export PYTHONUNBUFFERED=1
 gpu=$(python3 -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')")
+if [ -n "$gpu" ]; then
+    TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(python3 -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")}
+    export TORCH_CUDA_ARCH_LIST
+    nvidia-smi > "$OUT/nvidia-smi.txt" 2>&1
+elif [ -n "${NEED_GPU:-}" ]; then
+    echo "error: torch sees no GPU" >&2
+    exit 1
+fi
+for folder in ${DATA:+"$DATA"} ${TEXT:+"$TEXT"}; do
+    if [ ! -d "$folder" ]; then
+        echo "error: no folder $folder" >&2
+        exit 1
+    fi
+done
+if [ -n "${BUDGET:-}" ]; then
+    : "${LAYER_OPTIONS=--rounds 3 --no-sweep --peers g2lstm g2lstm-persistent torch.nn.LSTM}"
+    : "${END_TO_END_OPTIONS=--repeats 1 --encoders two}"
+    : "${LANGUAGE_MODEL_OPTIONS=--rounds 1 --units 650 --blocks 20x35}"
+fi
+
+# note TEXT…: a line of the table, and the archive with it
+note() {
+    echo "$*" | tee -a "$table"
+    if [ -n "${ARCHIVE:-}" ]; then
+        tar czf "$ARCHIVE.part" -C "$OUT" . && mv "$ARCHIVE.part" "$ARCHIVE"
+    fi
+}
 
 # step NAME COMMAND…: runs it, its output in NAME.log, and notes exit status, seconds and the log's last line
 step() {
-    local name=$1 start=$SECONDS status
+    local name=$1 start=$SECONDS limit=${LIMIT:-3600} status
     shift
-    timeout --kill-after 10 "${LIMIT:-3600}" "$@" > "$OUT/$name.log" 2>&1
+    if [ -n "${BUDGET:-}" ]; then
+        local left=$((BUDGET - SECONDS - 15))  # less what ends and packs it
+        if [ $left -lt 20 ]; then
+            note "$(printf '%-19s left out: no time' "$name")"
+            return 1
+        fi
+        limit=$((left < limit ? left : limit))
+    fi
+    timeout --kill-after 10 "$limit" "$@" > "$OUT/$name.log" 2>&1
     status=$?
-    printf '%-19s %-8s %5d s  %s\n' "$name" "$([ $status -eq 0 ] && echo passed || echo "exit $status")" \
-        $((SECONDS - start)) "$(grep -v '^[[:space:]]*$' "$OUT/$name.log" | tail -n 1 | cut -c 1-120)" | tee -a "$table"
+    note "$(printf '%-19s %-8s %5d s  %s' "$name" "$([ $status -eq 0 ] && echo passed || echo "exit $status")" \
+        $((SECONDS - start)) "$(grep -v '^[[:space:]]*$' "$OUT/$name.log" | tail -n 1 | cut -c 1-120)")"
+    return $status
 }
+
+# without the CUDA kernels tests would skip and benchmarks run the reference
+build() {
+    FAIRSEQ_G2LSTM_REQUIRE_KERNELS=1 step build python3 setup.py build_ext --inplace
+    if [ -n "$gpu" ] && ! built; then
+        echo "error: built without CUDA kernels; why stands in $(basename "$OUT")/build.log" >&2
+        exit 1
+    fi
+}
+built() {
+    python3 -c "
+import sys
+from benchmarks.machine import kernels_missing
+sys.exit(kernels_missing('cuda'))" 2> /dev/null
+}
+if [ -n "$gpu" ] && [[ " ${steps[*]} " != *" build "* ]] && ! built; then
+    build
+fi
 
 # several processes where pytest-xdist is: one after the other the tests take long
 processes=$(python3 -c "import os, xdist; print(len(os.sched_getaffinity(0)))" 2>/dev/null)
-tests=(python3 -m pytest -q ${processes:+--numprocesses "$processes"})
+tests=(python3 -m pytest -v --tb short ${processes:+--numprocesses "$processes"})
+# where pytest-timeout is, a kernel that hangs ends its process and no more; a signal would wait for it
+python3 -c "import pytest_timeout" 2> /dev/null && tests+=(--timeout 120 --timeout-method thread)
 for name in "${steps[@]}"; do
     case $name in
-        build)
-            FAIRSEQ_G2LSTM_REQUIRE_KERNELS=1 step build python3 setup.py build_ext --inplace
-            if [ -n "$gpu" ] && ! python3 -c "
-import sys
-from benchmarks.machine import kernels_missing
-sys.exit(kernels_missing('cuda'))"; then
-                echo "error: built without CUDA kernels; why stands in $(basename "$OUT")/build.log" >&2
-                exit 1
-            fi
-            ;;
+        build) build ;;
         kernels)
             step kernels "${tests[@]}" tests/test_cuda.py tests/test_cuda_models.py tests/test_philox.py -k "not persistent"
             ;;
         # A kernel that fails takes its process's CUDA context along, so these have processes of their own.
         persistent) step persistent "${tests[@]}" tests/test_cuda.py -k persistent ;;
         suite)
-            step suite "${tests[@]}" --dist loadfile ${SMOKE:+tests/test_cell.py} \
+            # as on a machine without a GPU: fairseq's --cpu clips gradients by a norm on the GPU that it sees, and fails
+            CUDA_VISIBLE_DEVICES= step suite "${tests[@]}" --dist loadfile ${SMOKE:+tests/test_cell.py} \
                 --ignore tests/test_cuda.py --ignore tests/test_cuda_models.py
             ;;
         sanitize)
             if [ -z "$gpu" ] || ! command -v compute-sanitizer > /dev/null; then
-                echo "sanitize            left out: it needs a GPU and compute-sanitizer" | tee -a "$table"
+                note "sanitize            left out: it needs a GPU and compute-sanitizer"
                 continue
             fi
-            # The tools slow a kernel down many times: each sees a few cases of every operator.
+            # The tools slow a kernel down many times: each sees a few cases of every operator. Within a segment of
+            # torch's allocator memcheck would find nothing out of bounds.
             for tool in memcheck racecheck; do
-                step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 3 --target-processes all \
-                    python3 -m pytest -q -x tests/test_cuda.py \
-                    -k "float32 and (ragged or words or step) or persistent and every_mode"
+                PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" \
+                    compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 3 --target-processes all \
+                    python3 -m pytest -v --tb short --maxfail 5 tests/test_cuda.py -k "float32 and (ragged or step) or \
+                    random_words or persistent and every_mode or persistent and more_pieces and float32"
             done
             ;;
         layer) step layer python3 -m benchmarks.run layer $smoke --out "$OUT/layer" ${LAYER_OPTIONS:-} ;;
@@ -94,7 +152,7 @@ sys.exit(kernels_missing('cuda'))"; then
             ;;
         ptb)
             if [ -z "${TEXT:-}" ]; then
-                echo "ptb                 left out: it needs TEXT, Penn Treebank by examples/ptb/prepare.py" | tee -a "$table"
+                note "ptb                 left out: it needs TEXT, Penn Treebank by examples/ptb/prepare.py"
                 continue
             fi
             export PYTHON=${PYTHON:-python3}
@@ -102,9 +160,10 @@ sys.exit(kernels_missing('cuda'))"; then
             folders=()
             for run in ${PTB_RUNS:-medium-sigmoid medium-gumbel awd-sigmoid awd-gumbel}; do
                 folder=${PTB_DIR:-runs/gpu-ptb}/$run
-                step "$run" bash examples/ptb/train.sh "${run%-*}" "${run#*-}" "$TEXT" "$folder" "${tiny[@]}"
-                step "$run-test" bash examples/ptb/evaluate.sh "$TEXT" "$folder"
                 mkdir -p "$OUT/ptb/$run"
+                step "$run" bash examples/ptb/train.sh "${run%-*}" "${run#*-}" "$TEXT" "$folder" "${tiny[@]}"
+                cp "$folder/train.log" "$OUT/ptb/$run" 2> /dev/null
+                step "$run-test" bash examples/ptb/evaluate.sh "$TEXT" "$folder"
                 cp "$folder"/train.log "$folder"/eval-test.json "$OUT/ptb/$run" 2> /dev/null
                 folders+=("$OUT/ptb/$run")
             done
@@ -120,4 +179,4 @@ done
 echo
 echo "${gpu:-no GPU}; logs and results in $(basename "$OUT"):"
 cat "$table"
-! grep -q 'exit [0-9]' "$table"
+! grep -q 'exit [0-9]\|no time$' "$table"

@@ -95,7 +95,8 @@ def _versions() -> dict[str, str | None]:
             versions[name] = None
     commit = _output("git", "rev-parse", "HEAD")
     changed = commit and _output("git", "status", "--porcelain", "--untracked-files=no")
-    versions["commit"] = f"{commit} with changes" if changed else commit
+    # a copy of the tree without its history is told which commit it is of
+    versions["commit"] = f"{commit} with changes" if changed else commit or os.environ.get("COMMIT")
     return versions
 
 

@@ -69,14 +69,19 @@ def products_in_full_precision() -> Iterator[None]:
         setattr(settings, name, value)
 
 
-def moved(value: Any, device: str) -> Any:
-    """Tensors on the device, in whatever holds them. Integers stay: lengths, seeds and rows belong on the CPU."""
+def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The function's results for all tensors but integers, in whatever holds them."""
     if isinstance(value, Tensor):
-        return value if value.dtype == torch.int64 else value.to(device)
+        return value if value.dtype == torch.int64 else function(value)
     if isinstance(value, tuple):
-        items = [moved(item, device) for item in value]
+        items = [mapped(function, item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return [moved(item, device) for item in value] if isinstance(value, list) else value
+    return [mapped(function, item) for item in value] if isinstance(value, list) else value
+
+
+def moved(value: Any, device: str) -> Any:
+    """Tensors on the device. Integers stay: lengths, seeds and rows belong on the CPU."""
+    return mapped(lambda tensor: tensor.to(device), value)
 
 
 def on_device(function: Callable) -> Callable:
@@ -362,10 +367,25 @@ def test_source_rows_on_the_gpu_that_are_none_give_nan():
 def test_operators_run_on_the_current_stream(case, kernel, monkeypatch):
     monkeypatch.setenv(LAYER_VARIABLE, kernel)
     expected = run_on_device(case)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(100_000_000)  # clock ticks: what ran on another stream would read what is not there yet
-        found = run_on_device(case)
+
+    # What runs on another stream reads what is not there yet. Copies from the CPU, which would wait, come before.
+    def late(tensor: Tensor) -> Tensor:
+        torch.cuda._sleep(20_000_000)  # clock ticks
+        return tensor.clone()
+
+    def late_in_backward(tensor: Tensor) -> Tensor:
+        if tensor.requires_grad:
+            tensor.register_hook(late)
+        return tensor
+
+    def operator(*args: Any, **options: Any) -> Any:
+        there = moved(args, DEVICE)
+        torch.cuda.synchronize()
+        outputs = case.operator(*mapped(late, there), **options)
+        return moved(mapped(late_in_backward, outputs), "cpu")
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        found = run(case, operator, leaves(case.tensors()))
     assert_identical(found, expected)
 
 

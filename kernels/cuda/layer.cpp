@@ -176,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   return {outputs, h_n, c_n, z, a, cells};
 }
 
-// grad_h and grad_c: of h_n and c_n on entry; on return of h_0, but for the first step's product, and of c_0.
+// grad_h and grad_c: of h_n and c_n on entry; of h_0 and c_0 on return.
 template <class T>
 void back_step_by_step(
     const LayerRun& run, const OptionalTensor& grad_outputs, Tensor& grad_h, const Tensor& grad_c, const Tensor& c_0,

@@ -85,11 +85,13 @@ inline void check_not_captured(const at::Device& device, const char* what) {
       "whose replays would not see it change");
 }
 
-// Numbers of the CPU on the device, without waiting for it.
+// Numbers of the CPU on the device, without waiting for it: torch copies pageable memory before it returns, but pinned
+// memory, which the caller may write to again, when the device comes to it.
 inline OptionalTensor to_device(const OptionalTensor& numbers, const at::Device& device) {
   if (!numbers.has_value()) return std::nullopt;
   if (numbers->is_cpu()) check_not_captured(device, "lengths and numbers of rows come");
-  return numbers->to(at::TensorOptions(device), /*non_blocking=*/true).contiguous();
+  const bool is_pinned = numbers->is_cpu() && numbers->is_pinned();
+  return numbers->to(at::TensorOptions(device), /*non_blocking=*/!is_pinned).contiguous();
 }
 
 // What gates need beside their pre-activations.

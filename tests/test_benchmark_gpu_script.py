@@ -1,0 +1,100 @@
+"""benchmarks/gpu.sh with a stand-in for Python: which steps run, with what, and what is kept of them."""
+
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from example_texts import write
+
+# A GPU and kernels are there where GPU and KERNELS say so. What it is told to run, it prints.
+STUB = """#!/bin/sh
+case "$2" in
+    *get_device_name*) echo "$GPU" ;;
+    *get_device_capability*) echo 9.0 ;;
+    *kernels_missing*) [ -n "$KERNELS" ] ;;
+    *xdist*|*pytest_timeout*) exit 1 ;;
+    *device_count*) echo 0 ;;
+    examples.ptb.progress) exec cat ;;
+    *) echo "$*"; case "$*" in *"$FAILS"*) exit 7 ;; esac ;;
+esac
+"""
+
+
+def gpu_script(folder: Path, *steps: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    for name in ("python3", "nvidia-smi"):
+        write(folder / "bin" / name, STUB).chmod(0o755)
+    settings = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "OUT": str(folder / "out"), "FAILS": "nothing"}
+    return subprocess.run(
+        ["bash", "benchmarks/gpu.sh", *steps], capture_output=True, text=True, cwd=ROOT, env=settings | environment
+    )
+
+
+def table(folder: Path) -> list[str]:
+    """The first two words of each line."""
+    return [" ".join(line.split()[:2]) for line in (folder / "out" / "steps.txt").read_text().splitlines()]
+
+
+def test_a_step_that_fails_does_not_stop_the_others_and_all_is_in_the_archive(tmp_path):
+    archive = tmp_path / "kept.tgz"
+    done = gpu_script(tmp_path, "kernels", "layer", "language-model", FAILS="run layer", ARCHIVE=str(archive))
+    assert done.returncode == 1
+    assert table(tmp_path) == ["kernels passed", "layer exit", "language-model passed"]
+    assert "no GPU; logs and results in out:" in done.stdout
+    with tarfile.open(archive) as kept:
+        names = {Path(name).name for name in kept.getnames()}
+        assert {"steps.txt", "kernels.log", "layer.log", "language-model.log"} <= names
+        assert kept.extractfile("./steps.txt").read().decode().count("passed") == 2
+
+
+def test_a_budget_leaves_out_what_has_no_time_and_shortens_the_benchmarks(tmp_path):
+    done = gpu_script(tmp_path, "layer", BUDGET="20")
+    assert done.returncode == 1 and table(tmp_path) == ["layer left"] and "out: no time" in done.stdout
+    done = gpu_script(tmp_path, "layer", "end-to-end", BUDGET="600", END_TO_END_OPTIONS="--repeats 9")
+    assert done.returncode == 0, done.stderr
+    assert "--rounds 3 --no-sweep" in (tmp_path / "out" / "layer.log").read_text()
+    assert (tmp_path / "out" / "end-to-end.log").read_text().rstrip().endswith("--repeats 9")
+
+
+@pytest.mark.parametrize("kernels", ["", "built"])
+def test_a_gpu_without_kernels_gets_a_build_first_and_without_them_no_step(tmp_path, kernels):
+    done = gpu_script(tmp_path, "layer", GPU="H100", KERNELS=kernels)
+    if kernels:
+        assert done.returncode == 0 and table(tmp_path) == ["layer passed"]
+    else:
+        assert done.returncode == 1 and "error: built without CUDA kernels" in done.stderr
+        assert table(tmp_path) == ["build passed"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"NEED_GPU": "1"}, "error: torch sees no GPU"),
+        ({"DATA": "nowhere/data-bin"}, "error: no folder nowhere/data-bin"),
+        ({"TEXT": "nowhere/text"}, "error: no folder nowhere/text"),
+    ],
+)
+def test_what_is_missing_is_said_before_any_step(tmp_path, environment, message):
+    done = gpu_script(tmp_path, "layer", **environment)
+    assert done.returncode == 1 and done.stderr.strip() == message
+    assert table(tmp_path) == []
+
+
+def test_an_unknown_step_gets_a_sentence(tmp_path):
+    done = gpu_script(tmp_path, "bench")
+    assert done.returncode == 2 and done.stderr.startswith("error: no step is called bench: build, kernels,")
+
+
+def test_language_models_are_trained_and_tested_where_a_text_is_given(tmp_path):
+    write(tmp_path / "text" / "dict.txt", "")
+    done = gpu_script(tmp_path, "ptb")
+    assert done.returncode == 0 and "left out: it needs TEXT" in done.stdout
+    runs = {"PTB_RUNS": "medium-gumbel", "PTB_DIR": str(tmp_path / "runs")}
+    done = gpu_script(tmp_path, "ptb", TEXT=str(tmp_path / "text"), GPU="", **runs)
+    assert table(tmp_path) == ["medium-gumbel passed", "medium-gumbel-test exit", "ptb passed"]
+    # the stand-in wrote no checkpoint
+    assert "train first" in (tmp_path / "out" / "medium-gumbel-test.log").read_text()
+    log = (tmp_path / "out" / "ptb" / "medium-gumbel" / "train.log").read_text()
+    assert "g2lstm_lm_zaremba" in log and "--gate-type gumbel" in log
