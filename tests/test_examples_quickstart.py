@@ -434,11 +434,14 @@ def test_the_whole_quickstart_runs_and_a_second_call_repeats_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_terminated_training_goes_on_and_another_recipe_starts_over(tmp_path):
-    command = [sys.executable, "-m", "examples.quickstart.run", "--smoke", "--threads", "1"]
-    command += ["--arms", "lstm", "--save-interval", "2", "--out", str(tmp_path)]
+    # fairseq copies a checkpoint to checkpoint_last.pt, which must not be cut off here: saves are rare and waited for
+    options = ["--arms", "lstm", "--updates", "120", "--save-interval", "30"]
+    command = [sys.executable, "-m", "examples.quickstart.run", "--smoke", "--threads", "1", *options]
+    command += ["--out", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 300
-    while not (tmp_path / "lstm" / "checkpoint_last.pt").exists():
+    log = tmp_path / "lstm" / "train.log"
+    while not (log.exists() and "(writing took" in log.read_text(encoding="utf-8")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -446,11 +449,11 @@ def test_a_terminated_training_goes_on_and_another_recipe_starts_over(tmp_path):
     assert process.returncode == 1
     assert not (tmp_path / "lstm" / "finished.json").exists()
 
-    resumed = run_quickstart(tmp_path, "--arms", "lstm", "--save-interval", "2")
+    resumed = run_quickstart(tmp_path, *options)
     assert resumed.returncode == 0, resumed.stderr
     assert "lstm: goes on from" in resumed.stdout
-    assert "Loaded checkpoint" in (tmp_path / "lstm" / "train.log").read_text(encoding="utf-8")
+    assert "Loaded checkpoint" in log.read_text(encoding="utf-8")
 
-    other = run_quickstart(tmp_path, "--arms", "lstm", "--save-interval", "2", "--lr", "0.01")
+    other = run_quickstart(tmp_path, *options, "--lr", "0.01")
     assert other.returncode == 0, other.stderr
     assert "lstm: its options or its data changed, so it starts over" in other.stdout
