@@ -301,6 +301,9 @@ def test_the_script_tells_the_time_left_and_goes_on_with_the_same_training_alone
     log = (save_dir / "train.log").read_text()
     assert log == done.stdout
 
+    failed = script("--lr", "fast")
+    assert failed.returncode != 0 and "--lr" in failed.stdout
+    log = (save_dir / "train.log").read_text()
     other = script("--gate-noise-prob", "0.3", "--seed", "2", "--max-epoch", "3")
     assert other.returncode == 1 and (save_dir / "train.log").read_text() == log
     message = f"error: {save_dir} holds a training with other options (seed 1, gate_noise_prob 0.2); give another"
