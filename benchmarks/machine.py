@@ -48,7 +48,9 @@ def describe(device: str, threads: int) -> dict[str, Any]:
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         }
     missing = kernels_missing(device)
-    compiled = f"compiled ({torch.ops.g2lstm.cpu_capability()})" if device == "cpu" and missing is None else "compiled"
+    compiled = "compiled"
+    if device == "cpu" and missing is None:
+        compiled += f" ({torch.ops.g2lstm.cpu_capability()}, large products {torch.ops.g2lstm.cpu_products()})"
     versions = {**_versions(), "kernels": missing or compiled}
     return {"machine": machine, "versions": versions, "command": command()}
 

@@ -1,7 +1,8 @@
 """Speed and accuracy of products of float32 matrices, `torch.ops.g2lstm.matmul` beside torch's own.
 
-On AMX the operator's large products are made of products of bfloat16; elsewhere, and below the size from which that
-pays, it is torch's product. The logits of a model go by it, and so do the layer's products over all time steps.
+The operator makes large products itself on AMX, of products of bfloat16, and on processors that are not Intel's;
+elsewhere, and below the size from which that pays, it is torch's product. The logits of a model go by it, and so do the
+layer's products over all time steps.
 """
 
 from collections.abc import Callable

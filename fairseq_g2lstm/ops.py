@@ -58,7 +58,7 @@ _has_cuda = _compiled is not None and torch._C._dispatch_has_kernel_for_dispatch
 _own_products = (
     _compiled is not None
     and torch._C._dispatch_has_kernel_for_dispatch_key("g2lstm::matmul", "CPU")
-    and torch.ops.g2lstm.cpu_capability() == "amx"
+    and torch.ops.g2lstm.cpu_products() == "own"
 )
 _FEWEST_ROWS, _FEWEST_MULTIPLICATIONS = 64, 2**26  # from which on they are: kernels/cpu/matrix.cpp
 

@@ -1,12 +1,16 @@
-"""Products of float32 on AMX, as sums of bfloat16: as accurate as float32, odd numbers included, or as torch is told.
+"""Products of float32 that are made here: on AMX as sums of bfloat16, elsewhere in panels.
 
-Everything here also runs where there is no AMX, on the library's products, but for what only AMX shows.
+As accurate as float32, odd numbers included, or as torch is told. Everything here also runs where the library makes
+them, but for what only AMX or the panels show; other processors' ways run in processes of their own.
 """
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_module
 from operator_cases import (
     DTYPES,
     F32,
@@ -35,6 +39,10 @@ pytestmark = needs_kernels
 needs_amx = pytest.mark.skipif(
     ops.kernels_error() is not None or torch.ops.g2lstm.cpu_capability() != "amx",
     reason="this processor, its system or the compiler has no AMX",
+)
+needs_own_products = pytest.mark.skipif(
+    ops.kernels_error() is not None or torch.ops.g2lstm.cpu_products() != "own",
+    reason="this processor's products are the library's",
 )
 # (M, K, N): edges of tiles on all sides, and several parts of K, of rows and of columns, with the larger side on the
 # left and on the right.
@@ -119,8 +127,8 @@ def test_tiny_products_lose_their_later_planes():
     assert errors[0] < 2.0**-20 and errors[1] < 2.0**-8
 
 
-@needs_amx
-@pytest.mark.parametrize("size", [(659, 1601, 665), (901, 260, 301), (300, 517, 451)], ids=str)
+@needs_own_products
+@pytest.mark.parametrize("size", [(659, 1601, 665), (901, 260, 301), (300, 517, 451), (70, 300, 4500)], ids=str)
 @pytest.mark.parametrize("layout", ["nn", "tt"])
 def test_products_are_bit_identical_whatever_the_threads(size, layout):
     a, b = matrices(size, layout)
@@ -148,6 +156,45 @@ def test_products_have_the_precision_that_torch_is_told(precision, size, name, l
     assert least <= error_of(matmul(b.t(), a.t()), b.t(), a.t()) < most
 
 
+def print_products_of_every_size() -> None:
+    """Who makes the products, the largest error beside its bound, and whether a product is torch's own."""
+    worst = 0.0
+    for size in SIZES:
+        bias = torch.randn(size[2], generator=torch.Generator().manual_seed(1))
+        bound = 2.0**-25 * max(4.0, 1.5 * size[1] ** 0.5)
+        for layout in ("nn", "nt", "tn", "ss"):
+            a, b = matrices(size, layout)
+            for given in (None, bias):
+                worst = max(worst, error_of(matmul(a, b, given), a, b, given) / bound)
+    a, b = matrices(SIZES[0], "nt")
+    print(torch.ops.g2lstm.cpu_products(), worst, torch.equal(matmul(a, b), torch.mm(a, b)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("level", "products"), [("default", "own"), ("avx2", "own"), ("avx512", "own"), ("avx512", "library")]
+)
+def test_products_of_other_processors_are_as_near(level, products):
+    env = {"G2LSTM_CPU_CAPABILITY": level, "G2LSTM_CPU_PRODUCTS": products, "PYTHONPATH": str(Path(__file__).parent)}
+    done = run_module("test_operators_planes", env=env)
+    assert done.returncode == 0, done.stderr
+    by, worst, is_torchs = done.stdout.split()
+    assert by == products and float(worst) < 1
+    assert is_torchs == str(products == "library")
+
+
+@pytest.mark.slow
+def test_the_environment_chooses_who_makes_products():
+    def maker(**env: str) -> str:
+        done = run_module("test_operators_planes", "maker", env={"PYTHONPATH": str(Path(__file__).parent), **env})
+        assert done.returncode == 0, done.stderr
+        assert ("G2LSTM_CPU_PRODUCTS must be own or library" in done.stderr) == ("mine" in env.values())
+        return done.stdout.strip()
+
+    assert maker(G2LSTM_CPU_PRODUCTS="mine") == torch.ops.g2lstm.cpu_products()
+    assert maker(G2LSTM_CPU_CAPABILITY="default") == "library"
+
+
 ODD = [float("nan"), float("inf"), float("-inf"), 3.4028234e38]
 
 
@@ -158,7 +205,10 @@ def test_odd_numbers_stay_what_they_are(size, place, value):
     a, b = matrices(size, "nt")
     given = {"a": a, "b": b, "bias": torch.zeros(size[2])}
     given[place] = given[place].clone()
-    given[place][..., -2] = value
+    if value == ODD[3] and place == "b":
+        given[place][-2] = value  # once in each sum, which of several overflows or not by the order
+    else:
+        given[place][..., -2] = value
     expected = torch.addmm(given["bias"], given["a"], given["b"])
     assert not expected.isfinite().all() or value == ODD[3]
     assert_near(matmul(**given), expected, FORWARD_BOUND[F32])
@@ -292,3 +342,11 @@ def test_odd_gradients_go_back_where_the_references_do(value):
         assert not other.isfinite().all()
         assert torch.equal(one.isfinite(), other.isfinite())
         assert_near(one.nan_to_num(0, 0, 0), other.nan_to_num(0, 0, 0), GRADIENT_BOUND[F32])
+
+
+if __name__ == "__main__":
+    # python -m test_operators_planes [maker]: by this processor, or whichever the environment names.
+    if sys.argv[1:] == ["maker"]:
+        print(torch.ops.g2lstm.cpu_products())
+    else:
+        print_products_of_every_size()

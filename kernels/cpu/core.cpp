@@ -39,6 +39,15 @@ bool has_amx() {
 #endif
 }
 
+bool is_intels() {
+#ifdef __x86_64__
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(0, &a, &b, &c, &d) && b == 0x756e6547 && d == 0x49656e69 && c == 0x6c65746e;  // "GenuineIntel"
+#else
+  return false;
+#endif
+}
+
 // The place in kNames of what the processor has, or less if the environment says so
 int capability() {
   const char* wanted = std::getenv("G2LSTM_CPU_CAPABILITY");
@@ -63,12 +72,16 @@ int capability() {
   return most < best ? most : best;
 }
 
+int chosen() {
+  static const int level = capability();
+  return level;
+}
+
 }  // namespace
 
 template <class F>
 const Core<F>& core() {
-  static const int chosen = capability();
-  switch (chosen) {
+  switch (chosen()) {
     case kAmx:
       return amx::get<F>();
     case 3:
@@ -80,6 +93,20 @@ const Core<F>& core() {
     default:
       return baseline::get<F>();
   }
+}
+
+bool makes_large_products() {
+  static const bool makes = [] {
+    const int level = chosen();
+    const char* wanted = std::getenv("G2LSTM_CPU_PRODUCTS");
+    if (wanted != nullptr && std::strcmp(wanted, "library") == 0) return false;
+    if (wanted != nullptr && std::strcmp(wanted, "own") == 0) return true;
+    if (wanted != nullptr) {
+      std::fprintf(stderr, "g2lstm: G2LSTM_CPU_PRODUCTS must be own or library, got %s: ignored\n", wanted);
+    }
+    return level == kAmx || (level > 0 && !is_intels());
+  }();
+  return makes;
 }
 
 template const Core<float>& core<float>();

@@ -17,7 +17,7 @@ struct Operand {
   const F* data = nullptr;
   std::int64_t stride = 0;
   std::int64_t size = 0;
-  std::int64_t stride_k = 1;  // read by split_left alone
+  std::int64_t stride_k = 1;  // read by split_left and pack_left alone
 };
 
 // Where the columns of a product stand: `groups` runs of `size` columns, packed group by group within a block.
@@ -50,6 +50,7 @@ struct Product {
   int count = 0;
   const F* packed = nullptr;  // the operands' weights one below the other, as packed by Core::pack
   std::int64_t size_k = 0;    // rows of the packed weights; the operands may take fewer, from the first on
+  const F* packed_left = nullptr;  // by Core::pack_left, or null; work then begins with the first row
 
   // In place of `packed`, where planes > 0: both sides as sums of bfloat16, by Core::split_left and split_right. Work
   // is then split by blocks of columns alone: it begins with the first row.
@@ -63,12 +64,14 @@ struct Product {
   const Weights<F>* weights = nullptr;  // of each operand, for odd rows
 };
 
-// out (M, N) = start + left (M, K) times right (K, N) on AMX. One side comes in planes, by Core::split_left or
-// split_right; the other, the larger one, is split on its way.
+// out (M, N) = start + left (M, K) times right (K, N). The right side comes packed by Core::pack, and the left is packed
+// on its way. On AMX one side comes in planes instead, by Core::split_left or split_right; the other, the larger one, is
+// split on its way.
 template <class F>
 struct MatrixProduct {
   Weights<F> left;  // element (m, k) at data[m * stride_n + k * stride_k]
   Weights<F> right;
+  const F* packed = nullptr;
   const std::uint16_t* left_tiles = nullptr;
   const std::uint16_t* right_tiles = nullptr;
   int planes = 3;
@@ -249,6 +252,7 @@ template <class F>
 struct Core {
   const char* name;
   int lanes;
+  int tile_rows;  // of the left side in registers at a time
 
   // Blocks of a product's columns: a block has `lanes` columns of each of four groups, or 2 `lanes` of one.
   std::int64_t blocks(const Columns& columns) const {
@@ -264,6 +268,13 @@ struct Core {
   void (*pack)(
       const Weights<F>& weights, const Columns& columns, std::int64_t k_begin, std::int64_t size_k, F* packed,
       std::int64_t block_begin, std::int64_t block_end);
+  // Tiles of the first n_rows rows of a product's operands, for Product::packed_left: n_rows times their summed K in all.
+  void (*pack_left)(
+      const Product<F>& product, std::int64_t n_rows, F* to, std::int64_t tile_begin, std::int64_t tile_end);
+  // A product of large matrices, whose right side is packed.
+  void (*multiply_packed)(
+      const MatrixProduct<F>& task, std::int64_t block_begin, std::int64_t block_end, std::int64_t row_begin,
+      std::int64_t row_end);
   void (*forward)(
       const ForwardStep<F>& step, std::int64_t block_begin, std::int64_t block_end, std::int64_t row_begin,
       std::int64_t row_end);
@@ -305,6 +316,11 @@ struct Core {
 // default|avx2|avx512|avx512_vnni|amx in the environment chooses a lesser one.
 template <class F>
 const Core<F>& core();
+
+// Whether products of large float32 matrices are made here, not by the library that torch is built with. The one that it
+// has on x86-64 is Intel's, which reaches the speed of other vendors' processors by half to four fifths; on Intel's the
+// products are made here on AMX alone. G2LSTM_CPU_PRODUCTS=own|library in the environment decides otherwise.
+bool makes_large_products();
 
 namespace baseline {
 template <class F>

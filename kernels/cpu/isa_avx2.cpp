@@ -3,7 +3,9 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 
 // After the standard headers, whose inline functions other files share.
 #ifdef __clang__

@@ -3,7 +3,9 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 
 #define G2LSTM_VECTOR_BYTES 16
 #include "isa.h"

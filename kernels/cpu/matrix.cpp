@@ -37,8 +37,23 @@ int planes_of_float32() {
 
 namespace {
 
-constexpr std::int64_t kFewest = 64;  // rows or columns for which the larger side is worth its way into planes
+constexpr std::int64_t kFewest = 64;  // rows or columns for which the larger side is worth its way into planes or tiles
 constexpr std::int64_t kFewMultiplications = 1 << 26;
+
+bool is_large(const Tensor& out, const Tensor& a) {
+  return std::min(out.size(0), out.size(1)) >= kFewest && out.numel() * a.size(1) >= kFewMultiplications;
+}
+
+bool has_contiguous_rows(const Tensor& out, const OptionalTensor& start) {
+  return out.stride(1) == 1 && (!start.has_value() || start->stride(-1) == 1);
+}
+
+void set_start(MatrixProduct<float>& task, const Tensor& start, std::int64_t column = 0) {
+  task.start = start.const_data_ptr<float>() + column;
+  task.start_stride = start.dim() == 2 ? start.stride(0) : 0;
+}
+
+// On AMX: sides in planes.
 constexpr std::int64_t kTilesOfK = 32;      // at a time
 constexpr std::int64_t kTilesAtOnce = 768;  // of the larger side, in planes: less than the second cache
 constexpr std::int64_t kMostAtOnce = 512;   // rows or columns of the larger side
@@ -52,11 +67,7 @@ bool can_be_split(const Tensor& side) {
 bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start) {
   const Core<float>& kernels = core<float>();
   const std::int64_t n_rows = a.size(0), n_columns = b.size(1), size_k = a.size(1);
-  if (kernels.multiply_matrices == nullptr || std::min(n_rows, n_columns) < kFewest ||
-      n_rows * n_columns * size_k < kFewMultiplications || !can_be_split(a) || !can_be_split(b) || out.stride(1) != 1 ||
-      (start.has_value() && start->stride(-1) != 1)) {
-    return false;
-  }
+  if (!can_be_split(a) || !can_be_split(b)) return false;
   const bool by_rows = n_rows >= n_columns;
   const Columns columns{n_columns, 1};
   const std::int64_t blocks = kernels.blocks(columns), row_tiles = (n_rows + kAmxRows - 1) / kAmxRows;
@@ -82,8 +93,7 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
       task.start = task.out;
       task.start_stride = task.stride;
     } else if (start.has_value()) {
-      task.start = start->const_data_ptr<float>();
-      task.start_stride = start->dim() == 2 ? start->stride(0) : 0;
+      set_start(task, *start);
     }
     if (by_rows) {
       task.right_tiles = words_of(tiles);
@@ -111,10 +121,69 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
   return even;
 }
 
+// Without AMX: the right side packed in panels, as the weights of steps are, the left one in the tiles that registers
+// hold. Sums over parts of K are added up, which is also nearer than one sum over all of it.
+void multiply_in_panels(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start) {
+  constexpr std::int64_t kKAtOnce = 384, kColumnsAtOnce = 2048, kRowsOfAThread = 12;
+  const Core<float>& kernels = core<float>();
+  const std::int64_t n_rows = a.size(0), n_columns = b.size(1), size_k = a.size(1);
+  const auto part = [](std::int64_t size, std::int64_t at_most) {  // of nearly equal ones
+    const std::int64_t parts = (size + at_most - 1) / at_most;
+    return (size + parts - 1) / parts;
+  };
+  const std::int64_t k_at_once = part(size_k, kKAtOnce);
+  const std::int64_t width = 2 * kernels.lanes, n_blocks = (n_columns + width - 1) / width;
+  const std::int64_t columns_at_once = part(n_blocks, kColumnsAtOnce / width) * width;
+  const Tensor packed = at::empty({columns_at_once * k_at_once}, a.options());
+  MatrixProduct<float> task;
+  task.packed = packed.const_data_ptr<float>();
+  task.stride = out.stride(0);
+  task.rows = n_rows;
+  for (std::int64_t column = 0; column < n_columns; column += columns_at_once) {
+    const Columns columns{std::min(n_columns - column, columns_at_once), 1};
+    const std::int64_t blocks = kernels.blocks(columns);
+    task.columns = columns.size;
+    task.out = out.mutable_data_ptr<float>() + column;
+    task.start = nullptr;
+    if (start.has_value()) set_start(task, *start, column);
+    for (std::int64_t k = 0; k < size_k; k += k_at_once) {
+      const std::int64_t size = std::min(size_k - k, k_at_once);
+      task.left = {a.const_data_ptr<float>() + k * a.stride(1), a.stride(1), a.stride(0), size};
+      task.right = {
+          b.const_data_ptr<float>() + k * b.stride(0) + column * b.stride(1), b.stride(0), b.stride(1), size};
+      at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+        kernels.pack(task.right, columns, 0, size, packed.mutable_data_ptr<float>(), begin, end);
+      });
+      if (n_rows >= columns.size) {
+        const std::int64_t units = (n_rows + kRowsOfAThread - 1) / kRowsOfAThread;
+        at::parallel_for(0, units, 1, [&](std::int64_t begin, std::int64_t end) {
+          kernels.multiply_packed(task, 0, blocks, kRowsOfAThread * begin, std::min(kRowsOfAThread * end, n_rows));
+        });
+      } else {
+        at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+          kernels.multiply_packed(task, begin, end, 0, n_rows);
+        });
+      }
+      task.start = task.out;
+      task.start_stride = task.stride;
+    }
+  }
+}
+
+bool multiply_here(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start) {
+  if (out.scalar_type() != at::kFloat || !makes_large_products() || !is_large(out, a) ||
+      !has_contiguous_rows(out, start)) {
+    return false;
+  }
+  if (core<float>().multiply_matrices != nullptr) return multiply_in_planes(out, a, b, start);
+  multiply_in_panels(out, a, b, start);
+  return true;
+}
+
 }  // namespace
 
 void matrix_product_out(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start) {
-  if (multiply_in_planes(out, a, b, start)) return;
+  if (multiply_here(out, a, b, start)) return;
   Tensor to = out;
   if (start.has_value()) {
     at::addmm_out(to, *start, a, b);
@@ -146,6 +215,10 @@ Tensor matmul(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(g2lstm, m) {
+  m.def("cpu_products() -> str", [] { return std::string(makes_large_products() ? "own" : "library"); });
+}
 
 TORCH_LIBRARY_IMPL(g2lstm, CPU, m) { m.impl("matmul", matmul); }
 

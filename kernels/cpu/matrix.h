@@ -1,4 +1,4 @@
-// Products of matrices: on AMX where they are of float32 and large enough, else the library's.
+// Products of matrices: our own where they are of float32, large, and faster than the library's, else that one's.
 #pragma once
 
 #include "tensors.h"

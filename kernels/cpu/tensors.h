@@ -22,6 +22,8 @@ inline std::uint16_t* words_of(const Tensor& tensor) {
 constexpr std::int64_t kFewRowsInPlanes = 16;
 constexpr std::int64_t kFewInPlanes = 1 << 22;
 
+constexpr std::size_t kFirstCache = 48 << 10;  // of a recent core, in bytes
+
 // Weights of a product's operands, packed one below the other for products with `rows` rows of a left side.
 template <class F>
 class PackedWeights {
@@ -37,10 +39,13 @@ class PackedWeights {
       size_k_ += w.size(k);
       k_tiles_ += tiles_of_k(w.size(k));
     }
-    // A thread takes blocks of columns and all rows.
-    const bool worth = core<F>().split_right != nullptr && core<F>().blocks(columns) >= at::get_num_threads() &&
-        rows >= kFewRowsInPlanes && rows * size_k_ * columns.size * columns.groups >= kFewInPlanes;
-    if (!worth || !split(columns, rows)) pack(columns);
+    const bool a_thread_has_all_rows = core<F>().blocks(columns) >= at::get_num_threads();
+    const bool worth = core<F>().split_right != nullptr && a_thread_has_all_rows && rows >= kFewRowsInPlanes && rows * size_k_ * columns.size * columns.groups >= kFewInPlanes;
+    if (worth && split(columns, rows)) return;
+    pack(columns);
+    // A tile of the left side is read again for each panel of the right one.
+    const bool in_first_cache = core<F>().tile_rows * size_k_ * sizeof(F) <= kFirstCache;
+    if (!in_first_cache && a_thread_has_all_rows && rows > 1) left_ = at::empty({rows * size_k_}, held_[0].options());
   }
 
   // The product of the first operands, of which rows below `rows` are needed.
@@ -50,6 +55,7 @@ class PackedWeights {
     product.size_k = size_k_;
     if (planes_ == 0) {
       product.packed = packed_.template const_data_ptr<F>();
+      if (left_.defined()) pack_left(product, rows);
       return product;
     }
     product.planes = planes_;
@@ -65,6 +71,15 @@ class PackedWeights {
   }
 
  private:
+  void pack_left(Product<F>& product, std::int64_t rows) const {
+    F* const to = left_.template mutable_data_ptr<F>();
+    const std::int64_t n_tiles = (rows + core<F>().tile_rows - 1) / core<F>().tile_rows;
+    at::parallel_for(0, n_tiles, 1, [&](std::int64_t begin, std::int64_t end) {
+      core<F>().pack_left(product, rows, to, begin, end);
+    });
+    product.packed_left = to;
+  }
+
   void pack(const Columns& columns) {
     packed_ = at::empty({core<F>().packed_size(columns, size_k_)}, held_[0].options());
     F* const to = packed_.template mutable_data_ptr<F>();

@@ -1,12 +1,10 @@
-// What all that runs on AMX's tiles shares: their shapes, memory of a thread, 16 vectors transposed.
+// What all that runs on AMX's tiles shares: their shapes, 16 vectors transposed.
 #pragma once
 
 #include <immintrin.h>
 
-#include <cstdlib>
-#include <new>
-
 #include "core.h"
+#include "scratch.h"
 #include "vec.h"
 
 namespace g2lstm {
@@ -14,26 +12,6 @@ namespace {
 
 // GCC's tile instructions do not say that they read and write memory.
 G2LSTM_INLINE void tiles_and_memory() { asm volatile("" ::: "memory"); }
-
-// A thread's own memory, which grows and is kept.
-class Scratch {
- public:
-  ~Scratch() { std::free(data_); }
-  std::uint8_t* get(std::size_t size) {
-    if (size > size_) {
-      std::free(data_);
-      size_ = 0;
-      data_ = static_cast<std::uint8_t*>(std::aligned_alloc(64, (size + 63) / 64 * 64));
-      if (data_ == nullptr) throw std::bad_alloc();
-      size_ = size;
-    }
-    return data_;
-  }
-
- private:
-  std::uint8_t* data_ = nullptr;
-  std::size_t size_ = 0;
-};
 
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1;
