@@ -64,9 +64,8 @@ struct Product {
   const Weights<F>* weights = nullptr;  // of each operand, for odd rows
 };
 
-// out (M, N) = start + left (M, K) times right (K, N). The right side comes packed by Core::pack, and the left is packed
-// on its way. On AMX one side comes in planes instead, by Core::split_left or split_right; the other, the larger one, is
-// split on its way.
+// out (M, N) = start + left (M, K) times right (K, N). The right side comes packed by Core::pack. On AMX one side comes
+// in planes instead, by Core::split_left or split_right; the other, the larger one, is split on its way.
 template <class F>
 struct MatrixProduct {
   Weights<F> left;  // element (m, k) at data[m * stride_n + k * stride_k]
@@ -268,7 +267,7 @@ struct Core {
   void (*pack)(
       const Weights<F>& weights, const Columns& columns, std::int64_t k_begin, std::int64_t size_k, F* packed,
       std::int64_t block_begin, std::int64_t block_end);
-  // Tiles of the first n_rows rows of a product's operands, for Product::packed_left: n_rows times their summed K in all.
+  // Tiles of the first n_rows rows of a product's operands, for Product::packed_left: n_rows times their summed K.
   void (*pack_left)(
       const Product<F>& product, std::int64_t n_rows, F* to, std::int64_t tile_begin, std::int64_t tile_end);
   // A product of large matrices, whose right side is packed.
@@ -317,9 +316,9 @@ struct Core {
 template <class F>
 const Core<F>& core();
 
-// Whether products of large float32 matrices are made here, not by the library that torch is built with. The one that it
-// has on x86-64 is Intel's, which reaches the speed of other vendors' processors by half to four fifths; on Intel's the
-// products are made here on AMX alone. G2LSTM_CPU_PRODUCTS=own|library in the environment decides otherwise.
+// Whether products of large float32 matrices are made here, not by the library that torch is built with: on AMX, and on
+// processors of other vendors than Intel, whose library that is. G2LSTM_CPU_PRODUCTS=own|library in the environment
+// decides otherwise.
 bool makes_large_products();
 
 namespace baseline {

@@ -28,8 +28,22 @@ void words(
 template <class F>
 constexpr Core<F> make_core(const char* name) {
   return {
-      name,      kLanes<F>,     kTileRows, pack<F>,  pack_left<F>, multiply_packed<F>, forward<F>, backward<F>, attend<F>, attend_backward<F>, output<F>,
-      input_gradient<F>, dropout<F>, cross_entropy<F>, cross_entropy_backward<F>, quantize<F>,
+      name,
+      kLanes<F>,
+      kTileRows,
+      pack<F>,
+      pack_left<F>,
+      multiply_packed<F>,
+      forward<F>,
+      backward<F>,
+      attend<F>,
+      attend_backward<F>,
+      output<F>,
+      input_gradient<F>,
+      dropout<F>,
+      cross_entropy<F>,
+      cross_entropy_backward<F>,
+      quantize<F>,
       multiply_integers<F>,
       words<F>};
 }

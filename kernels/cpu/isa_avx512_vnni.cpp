@@ -3,9 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 // After the standard headers, whose inline functions other files share.
 #ifdef __clang__

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <string>
 
+#include "scratch.h"
+
 namespace g2lstm {
 
 int planes_of_float32() {
@@ -134,11 +136,14 @@ void multiply_in_panels(const Tensor& out, const Tensor& a, const Tensor& b, con
   const std::int64_t k_at_once = part(size_k, kKAtOnce);
   const std::int64_t width = 2 * kernels.lanes, n_blocks = (n_columns + width - 1) / width;
   const std::int64_t columns_at_once = part(n_blocks, kColumnsAtOnce / width) * width;
-  const Tensor packed = at::empty({columns_at_once * k_at_once}, a.options());
+  // Kept, up to 3 MB, since the pages of new memory cost as much as a small product. Other threads see `packed` alone:
+  // `memory` would be their own.
+  static thread_local Scratch memory;
+  auto* const packed =
+      reinterpret_cast<float*>(memory.get(static_cast<std::size_t>(columns_at_once * k_at_once) * sizeof(float)));
   MatrixProduct<float> task;
-  task.packed = packed.const_data_ptr<float>();
+  task.packed = packed;
   task.stride = out.stride(0);
-  task.rows = n_rows;
   for (std::int64_t column = 0; column < n_columns; column += columns_at_once) {
     const Columns columns{std::min(n_columns - column, columns_at_once), 1};
     const std::int64_t blocks = kernels.blocks(columns);
@@ -152,7 +157,7 @@ void multiply_in_panels(const Tensor& out, const Tensor& a, const Tensor& b, con
       task.right = {
           b.const_data_ptr<float>() + k * b.stride(0) + column * b.stride(1), b.stride(0), b.stride(1), size};
       at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
-        kernels.pack(task.right, columns, 0, size, packed.mutable_data_ptr<float>(), begin, end);
+        kernels.pack(task.right, columns, 0, size, packed, begin, end);
       });
       if (n_rows >= columns.size) {
         const std::int64_t units = (n_rows + kRowsOfAThread - 1) / kRowsOfAThread;

@@ -1,4 +1,5 @@
-// Products of matrices: our own where they are of float32, large, and faster than the library's, else that one's.
+// Products of matrices: large ones of float32 our own on AMX and on processors that are not Intel's, others the
+// library's.
 #pragma once
 
 #include "tensors.h"

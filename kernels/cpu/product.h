@@ -123,13 +123,31 @@ void multiply_panel(
   tiles_of<F, kTileRows>(low, product, panel, target, split, row_end);
 }
 
+// Four rows of four numbers become columns.
+G2LSTM_INLINE void transpose_4(const float* from, std::int64_t stride, float* to, std::int64_t to_stride) {
+  __m128 row0 = _mm_loadu_ps(from), row1 = _mm_loadu_ps(from + stride);
+  __m128 row2 = _mm_loadu_ps(from + 2 * stride), row3 = _mm_loadu_ps(from + 3 * stride);
+  _MM_TRANSPOSE4_PS(row0, row1, row2, row3);
+  _mm_storeu_ps(to, row0);
+  _mm_storeu_ps(to + to_stride, row1);
+  _mm_storeu_ps(to + 2 * to_stride, row2);
+  _mm_storeu_ps(to + 3 * to_stride, row3);
+}
+
 template <class F, int kRows>
 void pack_rows(
     std::int64_t rows, const F* from, std::int64_t stride, std::int64_t stride_k, std::int64_t size_k, F* to) {
   if (rows == kRows && stride == 1) {
     for (std::int64_t k = 0; k < size_k; ++k) std::memcpy(to + k * kRows, from + k * stride_k, kRows * sizeof(F));
   } else if (rows == kRows) {
-    for (std::int64_t k = 0; k < size_k; ++k) {
+    std::int64_t k = 0;
+    if constexpr (sizeof(F) == sizeof(float) && kRows % 4 == 0) {
+      for (; stride_k == 1 && k + 4 <= size_k; k += 4) {
+#pragma GCC unroll 3
+        for (int r = 0; r < kRows; r += 4) transpose_4(from + r * stride + k, stride, to + k * kRows + r, kRows);
+      }
+    }
+    for (; k < size_k; ++k) {
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) to[k * kRows + r] = from[r * stride + k * stride_k];
     }
@@ -182,17 +200,6 @@ void multiply_block(
   }
 }
 
-// Four rows of four numbers become columns.
-G2LSTM_INLINE void transpose_4(const float* from, std::int64_t stride, float* to, std::int64_t to_stride) {
-  __m128 row0 = _mm_loadu_ps(from), row1 = _mm_loadu_ps(from + stride);
-  __m128 row2 = _mm_loadu_ps(from + 2 * stride), row3 = _mm_loadu_ps(from + 3 * stride);
-  _MM_TRANSPOSE4_PS(row0, row1, row2, row3);
-  _mm_storeu_ps(to, row0);
-  _mm_storeu_ps(to + to_stride, row1);
-  _mm_storeu_ps(to + 2 * to_stride, row2);
-  _mm_storeu_ps(to + 3 * to_stride, row3);
-}
-
 template <class F>
 void pack(
     const Weights<F>& weights, const Columns& columns, std::int64_t k_begin, std::int64_t size_k, F* packed,
@@ -236,14 +243,19 @@ void pack(
 }
 
 // Rows and blocks of columns of a product of large matrices, whose right side is packed. The left is packed on its way
-// where its rows' numbers do not lie together.
+// where its rows' numbers do not lie together. It also is where a tile's rows lie so far apart that they share the sets
+// of the first cache, if there are columns enough to make up for it.
 template <class F>
 void multiply_packed(
     const MatrixProduct<F>& task, std::int64_t block_begin, std::int64_t block_end, std::int64_t row_begin,
     std::int64_t row_end) {
   constexpr std::int64_t kRowsAtOnce = 96;  // times K, less than the second cache
+  constexpr std::int64_t kManyColumns = 256;
+  constexpr std::size_t kSharedSets = 2048;  // bytes
   static thread_local Scratch memory;
   const Columns columns{task.columns, 1};
+  const bool share_sets = task.left.stride_n * sizeof(F) % kSharedSets == 0;
+  const bool many_columns = (block_end - block_begin) * 2 * kLanes<F> >= kManyColumns;
   const std::int64_t size_k = task.left.size_k;
   for (std::int64_t row = row_begin; row < row_end; row += kRowsAtOnce) {
     const std::int64_t n_rows = row_end - row < kRowsAtOnce ? row_end - row : kRowsAtOnce;
@@ -252,7 +264,7 @@ void multiply_packed(
     product.operands[product.count++] = {from, task.left.stride_n, size_k, task.left.stride_k};
     product.packed = task.packed;
     product.size_k = size_k;
-    if (task.left.stride_k != 1) {
+    if (task.left.stride_k != 1 || (share_sets && many_columns)) {
       auto* const left = reinterpret_cast<F*>(memory.get(static_cast<std::size_t>(kRowsAtOnce * size_k) * sizeof(F)));
       pack_left(product, n_rows, left, 0, RowTiles(n_rows).count);
       product.packed_left = left;

@@ -22,7 +22,8 @@ inline std::uint16_t* words_of(const Tensor& tensor) {
 constexpr std::int64_t kFewRowsInPlanes = 16;
 constexpr std::int64_t kFewInPlanes = 1 << 22;
 
-constexpr std::size_t kFirstCache = 48 << 10;  // of a recent core, in bytes
+// A tile of the left side is read again for each panel of the right one: so many bytes where they lie, more packed.
+constexpr std::size_t kFirstCache = 48 << 10;
 
 // Weights of a product's operands, packed one below the other for products with `rows` rows of a left side.
 template <class F>
@@ -40,10 +41,10 @@ class PackedWeights {
       k_tiles_ += tiles_of_k(w.size(k));
     }
     const bool a_thread_has_all_rows = core<F>().blocks(columns) >= at::get_num_threads();
-    const bool worth = core<F>().split_right != nullptr && a_thread_has_all_rows && rows >= kFewRowsInPlanes && rows * size_k_ * columns.size * columns.groups >= kFewInPlanes;
+    const bool worth = core<F>().split_right != nullptr && a_thread_has_all_rows && rows >= kFewRowsInPlanes &&
+        rows * size_k_ * columns.size * columns.groups >= kFewInPlanes;
     if (worth && split(columns, rows)) return;
     pack(columns);
-    // A tile of the left side is read again for each panel of the right one.
     const bool in_first_cache = core<F>().tile_rows * size_k_ * sizeof(F) <= kFirstCache;
     if (!in_first_cache && a_thread_has_all_rows && rows > 1) left_ = at::empty({rows * size_k_}, held_[0].options());
   }
