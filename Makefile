@@ -6,7 +6,8 @@
 #                   model, and CHECKPOINT=STOCK.pt, to translate with, stand in for generated text and a model trained for it
 #
 # make kernels      the compiled kernels, or what has changed of them
-# make cuda-check   the CUDA kernels through nvcc, without a GPU: warnings, registers, spills
+# make cuda-check   the CUDA kernels through nvcc, without a GPU: warnings, registers, spills;
+#                   CUDA_CHECK_OPTIONS=--host leaves nvcc out
 #
 # Everything is installed into $(VENV) first. PYTHON names the interpreter, TORCH what pip installs as torch.
 
@@ -46,7 +47,7 @@ kernels: $(installed)
 	$(python) setup.py --quiet build_ext --inplace
 
 cuda-check: $(installed)
-	$(python) kernels/cuda_check.py
+	$(python) kernels/cuda_check.py $(CUDA_CHECK_OPTIONS)
 
 environment: $(installed)
 

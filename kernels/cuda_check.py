@@ -2,7 +2,8 @@
 
 Every kernels/cuda/*.cu is compiled by nvcc for each architecture that setup.py names, and what ptxas reports of
 registers and spills is kept as a table; the host code beside them is compiled against the torch that is installed.
-Without nvcc the .cu files are left out, which is said and is no failure.
+Without nvcc the .cu files are left out, which is said and is no failure. `--host` leaves them out, too: they include
+nothing of torch, so that another torch does not change them.
 """
 
 import os
@@ -96,11 +97,11 @@ def as_text(rows: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in padded) + "\n"
 
 
-def main() -> int:
+def main(host_alone: bool = False) -> int:
     build = runpy.run_path(str(ROOT / "setup.py"))
     OUT.mkdir(parents=True, exist_ok=True)
     host, device = sorted(ROOT.glob("kernels/cuda/*.cpp")), sorted(ROOT.glob("kernels/cuda/*.cu"))
-    nvcc = find_nvcc()
+    nvcc = None if host_alone else find_nvcc()
     work = [(host_command(build), source) for source in host]
     if nvcc is not None:
         work = [(device_command(nvcc, build), source) for source in device] + work
@@ -111,6 +112,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"{len(host)} C++ files of kernels/cuda compile against the torch installed here")
+    if host_alone:
+        return 0
     if nvcc is None:
         print("nvcc was not found, so the .cu files were not compiled: install the CUDA toolkit, or set CUDA_HOME")
         return 0
@@ -126,4 +129,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(host_alone="--host" in sys.argv[1:]))

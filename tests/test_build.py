@@ -314,6 +314,16 @@ def checked(tree, cuda_check, monkeypatch, capsys):
     return check
 
 
+def test_the_check_of_the_host_alone_leaves_nvcc_out(tree, cuda_check, monkeypatch, capsys):
+    monkeypatch.setattr(cuda_check, "ROOT", tree)
+    monkeypatch.setattr(cuda_check, "OUT", tree / "build" / "cuda-check")
+    monkeypatch.setattr(cuda_check, "compile_file", lambda command, source: f"{command[0]} {source.name}")
+    monkeypatch.setattr(cuda_check, "find_nvcc", lambda: pytest.fail("nvcc was looked for"))
+    assert cuda_check.main(host_alone=True) == 0
+    said = capsys.readouterr().out
+    assert "compile against the torch installed here" in said and ".cu" not in said
+
+
 @needs_compiler
 def test_without_nvcc_the_check_says_so_and_succeeds(checked, cuda_check, monkeypatch):
     monkeypatch.setattr(cuda_check, "find_nvcc", lambda: None)
