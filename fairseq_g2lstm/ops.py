@@ -54,7 +54,7 @@ except ImportError as error:
 _has_cuda = _compiled is not None and torch._C._dispatch_has_kernel_for_dispatch_key("g2lstm::layer", "CUDA")
 
 
-# Where torch's own products of float32 are slower.
+# Whether the kernels make large products of float32 themselves.
 _own_products = (
     _compiled is not None
     and torch._C._dispatch_has_kernel_for_dispatch_key("g2lstm::matmul", "CPU")

@@ -39,15 +39,6 @@ bool has_amx() {
 #endif
 }
 
-bool is_intels() {
-#ifdef __x86_64__
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid(0, &a, &b, &c, &d) && b == 0x756e6547 && d == 0x49656e69 && c == 0x6c65746e;  // "GenuineIntel"
-#else
-  return false;
-#endif
-}
-
 // The place in kNames of what the processor has, or less if the environment says so
 int capability() {
   const char* wanted = std::getenv("G2LSTM_CPU_CAPABILITY");
@@ -104,7 +95,7 @@ bool makes_large_products() {
     if (wanted != nullptr) {
       std::fprintf(stderr, "g2lstm: G2LSTM_CPU_PRODUCTS must be own or library, got %s: ignored\n", wanted);
     }
-    return level == kAmx || (level > 0 && !is_intels());
+    return level == kAmx || (level > 0 && !__builtin_cpu_is("intel"));
   }();
   return makes;
 }
