@@ -137,7 +137,8 @@ for name in "${steps[@]}"; do
                 PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" \
                     compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 3 --target-processes all \
                     python3 -m pytest -v --tb short --maxfail 5 tests/test_cuda.py -k "float32 and (ragged or step) or \
-                    random_words or persistent and every_mode or persistent and more_pieces and float32"
+                    random_words or persistent and every_mode or persistent and more_pieces and float32 or \
+                    decoder and every_size and float32"
             done
             ;;
         layer) step layer python3 -m benchmarks.run layer $smoke --out "$OUT/layer" ${LAYER_OPTIONS:-} ;;

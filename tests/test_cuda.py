@@ -129,7 +129,8 @@ def shifted(tensor: Tensor) -> Tensor:
 def run_on_changed(case: Case, change: Callable[[Tensor], Tensor]) -> Any:
     """The case with tensors that are changed on the device; moved there afterwards they would lose their gaps."""
     tensors = {name: change(t.to(DEVICE)).requires_grad_() for name, t in case.tensors().items()}
-    return run(case, on_device(case.operator), tensors)
+    found = run(case, on_device(case.operator), tensors)
+    return found._replace(gradients={name: gradient.cpu() for name, gradient in found.gradients.items()})
 
 
 def name_of(case: Case) -> str:
@@ -234,7 +235,9 @@ def test_persistent_layer_equals_the_reference_at_every_size(size, dtype, persis
 
 
 # A block fetches the left side in pieces of 16 KiB, four at a time.
-@pytest.mark.parametrize(("dtype", "h_size"), [(F32, 96), (F16, 192), (BF16, 192)])
+@pytest.mark.parametrize(
+    ("dtype", "h_size"), [(F32, 96), (F16, 192), (BF16, 192)], ids=["float32", "float16", "bfloat16"]
+)
 def test_persistent_layer_equals_the_reference_with_more_pieces_than_are_kept(dtype, h_size, persistent):
     case = LayerCase(3, 64, 2, h_size, dtype=dtype)
     assert_is_persistent(case)

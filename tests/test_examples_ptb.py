@@ -1,5 +1,6 @@
 """The ptb example: preparation, training, evaluation, sampling, comparison, and all of it by one command."""
 
+import fcntl
 import json
 import lzma
 import math
@@ -236,6 +237,17 @@ def test_hydra_has_the_options_of_the_script(tmp_path, recipe):
                 assert given == value or float(given) == value, name
 
 
+def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
+    if shutil.which("flock") is None:
+        pytest.skip("needs the command flock of util-linux")
+    lock = write(tmp_path / "save" / ".lock", "")
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(AssertionError, match=f"another training is running in {tmp_path / 'save'}; end it first"):
+            launched(tmp_path, "small", "gumbel")
+    assert last(launched(tmp_path, "small", "gumbel"), "--distributed-world-size") == "1"
+
+
 def test_the_users_options_win(tmp_path):
     options = launched(tmp_path, "awd", "sigmoid", "--lr", "10", "--gate-type", "gumbel")
     assert (last(options, "--lr"), last(options, "--gate-type")) == ("10", "gumbel")
@@ -322,6 +334,7 @@ def test_the_script_tells_the_time_left_and_goes_on_with_the_same_training_alone
     for changed, named in (
         ([elsewhere, *arguments[1:]], f"data {data}"),
         ([*arguments, "--optimizer", "adam"], "optimizer sgd"),
+        ([*arguments, "--warmup-updates", "5"], "warmup_updates 0"),
         ([*arguments, "--decoder-embed-dim", "9", "--valid-subset", "test"], "decoder_embed_dim 8, valid_subset valid"),
     ):
         with pytest.raises(UserError, match=f"with other options {re.escape(f'({named})')}"):
@@ -528,6 +541,7 @@ def test_tokens_that_were_left_out_are_told(evaluate, tmp_path):
         (["--cache-size", "5", "--cache-lambda", "2"], "fairseq-eval-lm failed: --cache-lambda must be >= 0 and < 1"),
         (["--cache-theta=0.3"], "--cache-theta and --cache-lambda have no effect without a cache: give a --cache-size"),
         (["--gen-subset", "other"], r"holds no other\.bin and other\.idx"),
+        (["--path=other.pt"], r"checkpoint_best\.pt, not another --path: copy the other one"),
     ],
 )
 def test_a_bad_evaluation_gets_a_sentence(evaluate, options, message):
@@ -650,6 +664,9 @@ def test_options_are_read_from_both_of_fairseqs_ways_of_writing_them(tmp_path):
     assert found == {
         "lr": [1.0], "gate_type": "gumbel", "task": "g2lstm_language_modeling", "weight_decay": 0.0, "clip_norm": None,
     }  # fmt: skip
+    named = "{'_name': None, 'save_dir': 'runs/gate_type=sigmoid', 'model': Namespace(gate_type='gumbel', lr=[2.0])}"
+    assert (setting(named, "gate_type"), setting(named, "lr")) == ("gumbel", [2.0])
+    assert setting(named, "save_dir") == "runs/gate_type=sigmoid"
 
 
 @pytest.mark.parametrize("text", [None, "nothing of fairseq's\n"])

@@ -3,11 +3,16 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from example_texts import write
+
+from examples.common.checkpoints import replace_cut_off
+from examples.common.errors import UserError
 
 STUB = """#!/bin/sh
 case "$1" in
@@ -148,3 +153,48 @@ def test_an_interpreter_without_fairseq_is_told(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: no-such-python cannot import torch and fairseq; activate")
     assert not (tmp_path / "save").exists()
+
+
+def test_a_search_path_of_cd_changes_nothing(tmp_path):
+    options = launched(tmp_path, "examples/bitext/train.sh", "g2lstm_iwslt", CDPATH=".:/tmp")
+    assert last(options, "--user-dir") == str(ROOT / "fairseq_g2lstm")
+
+
+def test_a_checkpoint_that_was_cut_off_gives_way_to_the_newest_whole_one(tmp_path, capsys):
+    names = ("checkpoint_1_10.pt", "checkpoint_best.pt", "checkpoint_last.pt")
+    older, best, last_one = (tmp_path / name for name in names)
+    for age, path in enumerate((older, best, last_one)):
+        torch.save({"age": age, "weights": torch.zeros(100)}, path)
+        os.utime(path, (age, age))
+    replace_cut_off(tmp_path)
+    assert torch.load(last_one)["age"] == 2 and capsys.readouterr().err == ""
+
+    for part in (last_one.read_bytes()[:-30], b""):
+        last_one.write_bytes(part)
+        replace_cut_off(tmp_path)
+        assert torch.load(last_one)["age"] == 1
+        told = f"{last_one} was cut off: the training goes on from checkpoint_best.pt\n"
+        assert capsys.readouterr().err == told
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+
+    for path in (older, best, last_one):
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match="is cut off, and no whole checkpoint stands beside it; delete it"):
+        replace_cut_off(tmp_path)
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_bitext_goes_on_from_a_whole_checkpoint(tmp_path, cut_off):
+    save_dir = tmp_path / "save"
+    save_dir.mkdir()
+    write(tmp_path / "data" / "dict.en.txt", "")
+    for name in ("checkpoint_best.pt", "checkpoint_last.pt"):
+        torch.save({"name": name}, save_dir / name)
+    if cut_off:
+        write(save_dir / "checkpoint_last.pt", "PK")
+    command = ["bash", "examples/bitext/train.sh", tmp_path / "data", save_dir, "no_such_arch"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode != 0 and "no_such_arch" in done.stdout
+    assert ("goes on from checkpoint_best.pt" in done.stderr) == cut_off
+    assert torch.load(save_dir / "checkpoint_last.pt")["name"] == f"checkpoint_{'best' if cut_off else 'last'}.pt"

@@ -135,6 +135,12 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(averaging: bool, in_place: boo
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_the_state_of_another_optimiser_is_refused():
+    other = torch.optim.SGD(start(), lr=0.5).state_dict()
+    with pytest.raises(ValueError, match="the state of another optimiser than nt_asgd: give --reset-optimizer"):
+        make(start()).load_state_dict(other)
+
+
 def test_what_was_saved_on_a_gpu_goes_on_without_one():
     optimizer = make(start())
     optimizer.start_averaging()

@@ -26,6 +26,9 @@ fi
 
 # The plugin also lets torch load fairseq's checkpoints safely, so a stock arm needs it to resume.
 mkdir -p "$save_dir"
+if [ -f "$save_dir/checkpoint_last.pt" ]; then
+    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$python" -m examples.common.checkpoints "$save_dir"
+fi
 launcher=("$python")
 if [ -n "${LAUNCHER:-}" ]; then
     read -ra launcher <<<"$LAUNCHER"

@@ -1,6 +1,6 @@
 # Sourced by the recipes. Sets: root (the repository), python (PYTHON, else python), and
 # device (--cpu where torch sees no GPU, else empty).
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+root=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python}
 if ! gpus=$("$python" -c 'import fairseq_cli, torch; print(torch.cuda.device_count())' 2>/dev/null)
 then

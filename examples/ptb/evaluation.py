@@ -224,9 +224,14 @@ def evaluate(data_bin: Path, save_dir: Path, given: list[str], name: str | None 
         What stands in the result.
 
     Raises:
-        UserError: something is missing, fairseq-eval-lm failed or left tokens out, or the result of
-            another evaluation would be overwritten.
+        UserError: something is missing, fairseq-eval-lm failed or left tokens out, the result of another
+            evaluation would be overwritten, or the options name another checkpoint.
     """
+    if any(option.split("=")[0] == "--path" for option in given):
+        raise UserError(
+            f"what is evaluated is {save_dir / 'checkpoint_best.pt'}, not another --path: copy the other one under "
+            "that name to a folder of its own, and give that folder"
+        )
     checkpoint = save_dir / "checkpoint_best.pt"
     trained = read_trained(checkpoint)
     # one process reads the data, since the context window hands tokens on from block to block

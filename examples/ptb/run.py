@@ -227,7 +227,9 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parse_arguments(arguments)
     # a terminated run ends its fairseq too, and does not leave it to write on beside the next one
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated; run it again to go on"))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # under nohup a hangup is ignored
+            signal.signal(number, lambda *_: sys.exit("terminated; run it again to go on"))
     data_bin = prepare.prepare(options)
     stages = Stages(options.out)
     plan = [(arm, seed) for seed in options.seeds for arm in options.arms]

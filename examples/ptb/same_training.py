@@ -1,4 +1,4 @@
-"""Whether the training that train.sh is about to go on with is the one that its folder holds.
+"""Whether train.sh can go on: whether its folder holds the same training, and a whole checkpoint.
 
     python -m examples.ptb.same_training SAVE_DIR [all of fairseq-train's arguments]
 """
@@ -11,6 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
+from examples.common.checkpoints import replace_cut_off
 from examples.common.errors import UserError, run_main
 from examples.ptb.train_log import read_training, setting
 from examples.ptb.trained_runs import changed_options
@@ -60,6 +61,7 @@ def main() -> None:
         sys.exit("usage: python -m examples.ptb.same_training SAVE_DIR [fairseq-train's arguments]")
     logging.basicConfig(level=logging.WARNING)  # or fairseq's import sets everyone's to its level of detail
     check_same_training(Path(sys.argv[1]), sys.argv[2:])
+    replace_cut_off(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

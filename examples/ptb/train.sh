@@ -5,6 +5,7 @@
 # GATES is gumbel, sharpened or sigmoid, or stock for fairseq's own lstm_lm, whose blocks are shuffled.
 # Its log goes to SAVE_DIR/train.log too, the time that is left to standard error alone. Called again, it goes on from
 # SAVE_DIR/checkpoint_last.pt, unless that is of a training with other options. PYTHON names the interpreter to use.
+# One GPU, since more would share the rows of a batch out: of a recipe that says 20, --distributed-world-size 4 makes 80.
 set -euo pipefail
 
 usage() {
@@ -65,12 +66,20 @@ esac
 
 # The plugin also lets torch load fairseq's checkpoints safely, so the stock arm needs it to resume.
 arguments=("$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}" "${model[@]}" "${training[@]}"
-    --seed 1 --update-epoch-batch-itr True --num-workers 0 --no-epoch-checkpoints
+    --seed 1 --update-epoch-batch-itr True --num-workers 0 --no-epoch-checkpoints --distributed-world-size 1
     --log-format simple --log-interval 200 --save-dir "$save_dir" "$@")
 export_examples=PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+mkdir -p "$save_dir"
+if command -v flock >/dev/null; then
+    # held by fairseq too, which may outlive this script; one that was told to end has some seconds for it
+    exec 9>>"$save_dir/.lock"
+    if ! flock --wait 5 9; then
+        echo "error: another training is running in $save_dir; end it first, or give another SAVE_DIR" >&2
+        exit 1
+    fi
+fi
 if [ -f "$save_dir/checkpoint_last.pt" ]; then
     env "$export_examples" PYTHONWARNINGS=ignore "$python" -m examples.ptb.same_training "$save_dir" "${arguments[@]}"
 fi
-mkdir -p "$save_dir"
 "$python" -m fairseq_cli.train "${arguments[@]}" 2>&1 | tee -a "$save_dir/train.log" |
     env "$export_examples" "$python" -m examples.ptb.progress

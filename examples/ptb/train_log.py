@@ -78,9 +78,10 @@ def setting(settings: str, name: str) -> Any:
     """The first value of an option in fairseq's options as it logs them; None where there is none.
 
     fairseq writes some groups of options as dictionaries, `'lr': [1.0]`, and others as `lr=[1.0]`, and choices
-    without quotes.
+    without quotes. What looks like an option inside another one's value, such as a folder's name, is none.
     """
-    found = re.search(rf"\b{name}'?(?:: |=)(\[[^]]*\]|\{{'_name': '[^']*'|'[^']*'|[^,)}}]+)", settings)
+    key = rf"(?:(?<=[ {{(])'{name}': |(?<=[ (]){name}=)"
+    found = re.search(rf"{key}(\[[^]]*\]|\{{'_name': '[^']*'|'[^']*'|[^,)}}]+)", settings)
     if found is None:
         return None
     text = found[1].removeprefix("{'_name': ")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from examples.common.checkpoints import replace_cut_off
 from examples.common.errors import UserError
 from examples.common.files import part_path, write_text
 from examples.common.stages import sha256_of
@@ -233,6 +234,7 @@ def train(
         print(f"{arm}: finished before, kept ({folder})")
         return
     if (folder / "checkpoint_last.pt").exists():
+        replace_cut_off(folder)
         print(f"{arm}: goes on from {folder / 'checkpoint_last.pt'}")
     print(printable(command, threads), flush=True)
     progress = Progress(arm, recipe.updates, before, after)

@@ -130,7 +130,13 @@ class NTASGD(FairseqOptimizer):
         return {**state_dict, "averaging": self.averaging}
 
     def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:
-        """Takes a state dict; the parameters must hold what they held when it was taken."""
+        """Takes a state dict; the parameters must hold what they held when it was taken.
+
+        Raises:
+            ValueError: it is of another optimiser, which under --fp16 fairseq does not notice.
+        """
+        if "averaging" not in state_dict:
+            raise ValueError("the checkpoint holds the state of another optimiser than nt_asgd: give --reset-optimizer")
         inner = {key: value for key, value in state_dict.items() if key in ("state", "param_groups")}
         self.restored = True
         if state_dict["averaging"]:

@@ -1,0 +1,45 @@
+"""What a training that was ended at any moment can go on from.
+
+    python -m examples.common.checkpoints SAVE_DIR
+"""
+
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+from examples.common.errors import UserError, run_main
+
+
+def replace_cut_off(save_dir: Path) -> None:
+    """Put the newest whole checkpoint in the place of a `checkpoint_last.pt` that was cut off.
+
+    fairseq writes the first of an update's checkpoints whole or not at all, and copies it to the others' names: a
+    training that is ended meanwhile leaves a part of a copy, beside the file that it is of.
+
+    Raises:
+        UserError: no checkpoint is whole.
+    """
+    last = save_dir / "checkpoint_last.pt"
+    if zipfile.is_zipfile(last):
+        return
+    whole = [path for path in save_dir.glob("checkpoint*.pt") if zipfile.is_zipfile(path)]
+    if not whole:
+        raise UserError(f"{last} is cut off, and no whole checkpoint stands beside it; delete it to train anew")
+    newest = max(whole, key=lambda path: path.stat().st_mtime)
+    copy = last.with_suffix(".pt.copy")
+    shutil.copyfile(newest, copy)
+    os.replace(copy, last)
+    print(f"{last} was cut off: the training goes on from {newest.name}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """The command."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m examples.common.checkpoints SAVE_DIR")
+    replace_cut_off(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    run_main(main)
