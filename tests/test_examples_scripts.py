@@ -173,8 +173,12 @@ def test_a_checkpoint_that_was_cut_off_gives_way_to_the_newest_whole_one(tmp_pat
         last_one.write_bytes(part)
         replace_cut_off(tmp_path)
         assert torch.load(last_one)["age"] == 1
-        told = f"{last_one} was cut off: the training goes on from checkpoint_best.pt\n"
-        assert capsys.readouterr().err == told
+        assert capsys.readouterr().err == f"{last_one} was cut off: checkpoint_best.pt takes its place\n"
+    best.write_bytes(b"")  # fairseq copies to it before it does to the last one
+    os.utime(older, (9, 9))
+    os.utime(last_one, (8, 8))
+    replace_cut_off(tmp_path)
+    assert (torch.load(best)["age"], torch.load(last_one)["age"]) == (0, 1)
     assert {path.name for path in tmp_path.iterdir()} == set(names)
 
     for path in (older, best, last_one):
@@ -196,5 +200,5 @@ def test_bitext_goes_on_from_a_whole_checkpoint(tmp_path, cut_off):
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode != 0 and "no_such_arch" in done.stdout
-    assert ("goes on from checkpoint_best.pt" in done.stderr) == cut_off
+    assert ("checkpoint_best.pt takes its place" in done.stderr) == cut_off
     assert torch.load(save_dir / "checkpoint_last.pt")["name"] == f"checkpoint_{'best' if cut_off else 'last'}.pt"
