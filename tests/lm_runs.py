@@ -10,6 +10,12 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 TASK = ["--task", "g2lstm_language_modeling", "--tokens-per-sample", 10]
 SMALL = ["--decoder-embed-dim", 8, "--decoder-layer-sizes", "9,8", "--decoder-out-embed-dim", 8]
+# Everything that moves or draws random numbers: drawn lengths, dropout of all kinds, noise, averaging. An epoch of the
+# tests' text has some 22 blocks of eight rows. The averaging starts early: a large learning rate and --asgd-nonmono 1.
+RECIPE = ["--variable-tokens-per-sample", "--tokens-per-sample", 12]
+RECIPE += ["--decoder-dropout-type", "locked", "--decoder-weight-drop", 0.3, "--decoder-dropout-embed", 0.1]
+RECIPE += ["--activation-reg", 2, "--temporal-activation-reg", 1]
+RECIPE += ["--optimizer", "nt_asgd", "--asgd-nonmono", 1, "--lr", 40, "--clip-norm", 1]
 
 
 def write_text(folder: Path, sizes: dict[str, int], seed: int = 0) -> None:

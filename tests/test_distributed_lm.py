@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from lm_runs import lm_options, train_lm
+from lm_runs import RECIPE, lm_options, train_lm
 from tiny_runs import assert_identical, free_port
 
 from fairseq_g2lstm.checkpoints import State, read_checkpoint
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 JOINED = ["--distributed-no-spawn", "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
 STILL = ["--gate-noise-prob", 0, "--dropout", 0]
-LAST, MIDDLE = 12, 7
+LAST = 12
 
 
 def train_ranks(data: Path, folder: Path, *options: object) -> Path:
@@ -61,13 +61,25 @@ def test_two_ranks_of_two_rows_train_what_one_of_four_trains(tiny_text: Path, tm
             torch.testing.assert_close(state, whole, rtol=1e-4, atol=1e-6)
 
 
-def test_two_ranks_go_on_inside_an_epoch_bit_for_bit(tiny_text: Path, tmp_path: Path):
+# the second draws the blocks' lengths, and stops after the averaging has begun
+@pytest.mark.parametrize(
+    ("options", "n_rows", "middle", "last"),
+    [([], 4, 7, LAST), ([*RECIPE, "--batch-size", 4], 8, 103, 110)],
+    ids=["sgd", "nt_asgd"],
+)
+def test_two_ranks_go_on_inside_an_epoch_bit_for_bit(
+    tiny_text: Path, tmp_path: Path, options: list[object], n_rows: int, middle: int, last: int
+):
     (tmp_path / "whole").mkdir()
     (tmp_path / "rest").mkdir()
-    whole = train_ranks(tiny_text, tmp_path / "whole", "--save-interval-updates", MIDDLE)
-    middle = whole / f"checkpoint_1_{MIDDLE}.pt"
-    assert all(len(state) == 4 for state in carried(read_checkpoint(middle))["h"])
-    rest = train_ranks(tiny_text, tmp_path / "rest", "--restore-file", middle)
+    options = [*options, "--max-update", last]
+    whole = train_ranks(tiny_text, tmp_path / "whole", *options, "--save-interval-updates", middle)
+    (stopped,) = whole.glob(f"checkpoint_*_{middle}.pt")
+    state = read_checkpoint(stopped)
+    assert state["extra_state"]["train_iterator"]["iterations_in_epoch"] > 0
+    assert state["last_optimizer_state"].get("averaging", True)
+    assert all(len(h) == n_rows for h in carried(state)["h"])  # of both ranks
+    rest = train_ranks(tiny_text, tmp_path / "rest", *options, "--restore-file", stopped)
     found, expected = (read_checkpoint(folder / "checkpoint_last.pt") for folder in (rest, whole))
     for part in ("model", "last_optimizer_state"):
         assert_identical(found[part], expected[part], part)

@@ -14,7 +14,7 @@ from conftest import PLUGIN, ROOT, run_module, train_in_process
 from fairseq.data import data_utils
 from fairseq.optim.sgd import SGD
 from fairseq.sequence_scorer import SequenceScorer
-from lm_runs import eval_lm, preprocess, stock_lm_options, train_lm, write_text
+from lm_runs import RECIPE, eval_lm, preprocess, stock_lm_options, train_lm, write_text
 from tiny_runs import assert_identical
 
 from fairseq_g2lstm.checkpoints import State, read_checkpoint
@@ -23,12 +23,7 @@ from fairseq_g2lstm.models.carried import CarriedState, TextState
 from fairseq_g2lstm.models.language_model import G2LSTMLanguageModel
 from fairseq_g2lstm.text_rows import drawn_lengths
 
-# Everything that moves or draws random numbers: drawn lengths, dropout of all kinds, noise, averaging. An epoch has
-# some 22 blocks. The averaging starts early: a large learning rate and --asgd-nonmono 1.
-RECIPE = ["--variable-tokens-per-sample", "--tokens-per-sample", 12, "--batch-size", 8]
-RECIPE += ["--decoder-dropout-type", "locked", "--decoder-weight-drop", 0.3, "--decoder-dropout-embed", 0.1]
-RECIPE += ["--activation-reg", 2, "--temporal-activation-reg", 1]
-RECIPE += ["--optimizer", "nt_asgd", "--asgd-nonmono", 1, "--lr", 40, "--clip-norm", 1]
+EIGHT_ROWS = [*RECIPE, "--batch-size", 8]
 LAST = 150
 
 
@@ -48,7 +43,7 @@ def test_the_trained_model_knows_more_than_how_often_words_are(tiny_text: Path, 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoints of the training that nobody stops."""
-    options = [*RECIPE, "--save-interval-updates", 40, "--max-update", LAST]
+    options = [*EIGHT_ROWS, "--save-interval-updates", 40, "--max-update", LAST]
     return train_lm(tiny_text, tmp_path_factory.mktemp("uninterrupted"), *options)
 
 
@@ -83,11 +78,11 @@ def test_the_recipe_of_these_tests_averages_in_its_second_half(uninterrupted: Pa
 def test_a_stopped_training_goes_on_as_if_never_stopped(
     tiny_text: Path, tmp_path: Path, uninterrupted: Path, stop: list[object]
 ):
-    folder = train_lm(tiny_text, tmp_path, *RECIPE, "--max-update", LAST, *stop)
+    folder = train_lm(tiny_text, tmp_path, *EIGHT_ROWS, "--max-update", LAST, *stop)
     stopped = read_checkpoint(folder / "checkpoint_last.pt")
     assert position(stopped)[2] < LAST
     assert (position(stopped)[1] > 0) == (stop[0] == "--max-update")
-    train_lm(tiny_text, tmp_path, *RECIPE, "--max-update", LAST)
+    train_lm(tiny_text, tmp_path, *EIGHT_ROWS, "--max-update", LAST)
     assert_same_training(
         read_checkpoint(folder / "checkpoint_last.pt"), read_checkpoint(uninterrupted / "checkpoint_last.pt")
     )
@@ -103,7 +98,7 @@ def test_a_stopped_training_goes_on_as_if_never_stopped(
     ],
 )
 def test_other_ways_of_training_go_on_too(tiny_text: Path, tmp_path: Path, options: list[object]):
-    options = [*RECIPE, *options, "--max-update", 40]
+    options = [*EIGHT_ROWS, *options, "--max-update", 40]
     whole = train_lm(tiny_text, tmp_path / "whole", *options)
     for max_update in (11, 40):
         stopped = train_lm(tiny_text, tmp_path / "stopped", *options, "--max-update", max_update)
@@ -114,13 +109,13 @@ def test_several_folders_of_data_take_turns_and_go_on_too(tiny_text: Path, tmp_p
     write_text(tmp_path, {"train": 100, "valid": 20, "test": 20}, seed=1)
     folders = [tiny_text, preprocess(tmp_path, "--srcdict", tiny_text / "dict.txt")]
     both = ":".join(map(str, folders))
-    whole = train_lm(both, tmp_path / "whole", *RECIPE, "--max-update", 40)
+    whole = train_lm(both, tmp_path / "whole", *EIGHT_ROWS, "--max-update", 40)
     n_steps = [math.ceil(len(tokens_of(folder / "train")) / 8) for folder in folders]
     n_blocks = [len(drawn_lengths(steps, 12, 1, epoch)) for epoch, steps in enumerate(n_steps, 1)]
     assert n_blocks[1] < n_blocks[0] < 31 < sum(n_blocks) < 40
     assert position(read_checkpoint(whole / "checkpoint_last.pt")) == (3, 40 - sum(n_blocks), 40)
     for max_update in (31, 40):
-        stopped = train_lm(both, tmp_path / "stopped", *RECIPE, "--max-update", max_update)
+        stopped = train_lm(both, tmp_path / "stopped", *EIGHT_ROWS, "--max-update", max_update)
     assert_same_training(*(read_checkpoint(folder / "checkpoint_last.pt") for folder in (stopped, whole)))
 
 
@@ -144,15 +139,15 @@ def test_a_training_survives_a_block_without_memory(tiny_text: Path, tmp_path: P
 
 
 def test_only_the_first_validation_set_at_an_epochs_end_counts_for_averaging(tiny_text: Path, tmp_path: Path):
-    options = [*RECIPE, "--valid-subset", "valid,test,train", "--validate-interval-updates", 5, "--max-epoch", 2]
-    alone = train_lm(tiny_text, tmp_path / "alone", *RECIPE, "--max-epoch", 2)
+    options = [*EIGHT_ROWS, "--valid-subset", "valid,test,train", "--validate-interval-updates", 5, "--max-epoch", 2]
+    alone = train_lm(tiny_text, tmp_path / "alone", *EIGHT_ROWS, "--max-epoch", 2)
     several = train_lm(tiny_text, tmp_path / "several", *options)
     losses = [kept(read_checkpoint(f / "checkpoint_last.pt"))["trigger"]["losses"] for f in (alone, several)]
     assert losses[0] == losses[1] and len(losses[0]) == 2
 
 
 def test_the_blocks_drawn_lengths_change_with_the_epoch(tiny_text: Path, tmp_path: Path):
-    state = read_checkpoint(train_lm(tiny_text, tmp_path, *RECIPE, "--max-epoch", 2) / "checkpoint_last.pt")
+    state = read_checkpoint(train_lm(tiny_text, tmp_path, *EIGHT_ROWS, "--max-epoch", 2) / "checkpoint_last.pt")
     n_steps = math.ceil(len(tokens_of(tiny_text / "train")) / 8)
     epochs = [drawn_lengths(n_steps, 12, 1, epoch) for epoch in (1, 2)]
     assert epochs[0] != epochs[1] and position(state)[2] == sum(map(len, epochs))
@@ -183,7 +178,7 @@ def test_a_checkpoint_without_a_validation_before_it_has_the_averages_too(
     tiny_text: Path, tmp_path: Path, uninterrupted: Path
 ):
     (middle,) = uninterrupted.glob("checkpoint_*_120.pt")
-    options = [*RECIPE, "--max-update", 125, "--restore-file", middle]
+    options = [*EIGHT_ROWS, "--max-update", 125, "--restore-file", middle]
     states = [
         read_checkpoint(train_lm(tiny_text, tmp_path / name, *options, *more) / "checkpoint_last.pt")
         for name, more in (("validated", []), ("not", ["--disable-validation"]))
@@ -195,7 +190,7 @@ def test_a_checkpoint_without_a_validation_before_it_has_the_averages_too(
 def test_with_reset_optimizer_the_averaging_starts_anew(tiny_text: Path, tmp_path: Path, uninterrupted: Path):
     (middle,) = uninterrupted.glob("checkpoint_*_120.pt")
     assert kept(read_checkpoint(middle))["trigger"]["fired"]
-    options = [*RECIPE, "--restore-file", middle, "--reset-optimizer", "--max-update", 5]
+    options = [*EIGHT_ROWS, "--restore-file", middle, "--reset-optimizer", "--max-update", 5]
     state = read_checkpoint(train_lm(tiny_text, tmp_path, *options) / "checkpoint_last.pt")
     assert not averages(state) and not kept(state)["trigger"]["fired"]
 
@@ -203,7 +198,7 @@ def test_with_reset_optimizer_the_averaging_starts_anew(tiny_text: Path, tmp_pat
 def test_half_precision_is_validated_and_saved_on_the_averages(tiny_text: Path, tmp_path: Path):
     # without flat gradients, which fairseq has on CUDA alone
     half = ["--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", 16]
-    folder = train_lm(tiny_text, tmp_path, *RECIPE, "--max-update", LAST, *half)
+    folder = train_lm(tiny_text, tmp_path, *EIGHT_ROWS, "--max-update", LAST, *half)
     state = read_checkpoint(folder / "checkpoint_last.pt")
     assert averages(state)
     for average, raw in zip(state["model"].values(), state["last_optimizer_state"]["state"].values(), strict=False):

@@ -124,6 +124,21 @@ def run_script(command: Sequence[str], watch: Callable[[str], None], **environme
         raise UserError(f"{command[0]} failed with {process.returncode}; it said:\n{''.join(tail)}")
 
 
+def check_options(options: argparse.Namespace, data_bin: Path) -> None:
+    """Make sure that every arm's training takes the options after `--`, before the first one begins.
+
+    Raises:
+        UserError: one does not.
+    """
+    for arm in options.arms if options.train_options else ():
+        command = ["train.sh", options.recipe, arm, str(data_bin), str(options.out), *options.train_options]
+        try:
+            run_script(command, lambda _: None, ONLY_CHECK="1")
+        except UserError as error:
+            given = shlex.join(options.train_options)
+            raise UserError(f"the arm {arm} cannot be trained with {given}: {error}") from error
+
+
 def check_folder(folder: Path, identity: str) -> None:
     """Make sure that a training in the folder, finished or not, is the one that is asked for; note down which it is.
 
@@ -231,6 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
         if signal.getsignal(number) is signal.SIG_DFL:  # under nohup a hangup is ignored
             signal.signal(number, lambda *_: sys.exit("terminated; run it again to go on"))
     data_bin = prepare.prepare(options)
+    check_options(options, data_bin)
     stages = Stages(options.out)
     plan = [(arm, seed) for seed in options.seeds for arm in options.arms]
     folders = []

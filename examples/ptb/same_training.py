@@ -5,29 +5,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import sys
 from pathlib import Path
 
 from examples.common.checkpoints import replace_cut_off
 from examples.common.errors import UserError, run_main
+from examples.ptb.fairseq_options import settings_of
 from examples.ptb.train_log import read_training, setting
 from examples.ptb.trained_runs import changed_options
-
-
-def settings_of(arguments: list[str]) -> str | None:
-    """fairseq-train's options as its log tells them; None where it will refuse them."""
-    from fairseq import options
-    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            parsed = options.parse_args_and_arch(options.get_training_parser(), input_args=arguments)
-            return str(convert_namespace_to_omegaconf(parsed))
-    except (SystemExit, ValueError):
-        return None
 
 
 def check_same_training(save_dir: Path, arguments: list[str]) -> None:
@@ -40,9 +26,10 @@ def check_same_training(save_dir: Path, arguments: list[str]) -> None:
         training = read_training(save_dir / "train.log")
     except UserError:
         return  # a checkpoint that another command put there
-    settings = settings_of(arguments)
-    if settings is None:
-        return
+    try:
+        settings = settings_of(arguments)
+    except UserError:
+        return  # fairseq-train will say why
     changed = changed_options(training.sessions, settings)
     before, now = (str(setting(each, "data")) for each in (training.settings, settings))
     # a folder that is not there may have been moved

@@ -5,6 +5,7 @@
 # GATES is gumbel, sharpened or sigmoid, or stock for fairseq's own lstm_lm, whose blocks are shuffled.
 # Its log goes to SAVE_DIR/train.log too, the time that is left to standard error alone. Called again, it goes on from
 # SAVE_DIR/checkpoint_last.pt, unless that is of a training with other options. PYTHON names the interpreter to use.
+# With ONLY_CHECK=1 nothing is trained: it tells whether fairseq-train takes the options.
 # One GPU, since more would share the rows of a batch out: of a recipe that says 20, --distributed-world-size 4 makes 80.
 set -euo pipefail
 
@@ -69,6 +70,9 @@ arguments=("$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}" "${model
     --seed 1 --update-epoch-batch-itr True --num-workers 0 --no-epoch-checkpoints --distributed-world-size 1
     --log-format simple --log-interval 200 --save-dir "$save_dir" "$@")
 export_examples=PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+if [ -n "${ONLY_CHECK:-}" ]; then
+    exec env "$export_examples" PYTHONWARNINGS=ignore "$python" -m examples.ptb.fairseq_options "${arguments[@]}"
+fi
 mkdir -p "$save_dir"
 if command -v flock >/dev/null; then
     # held by fairseq too, which may outlive this script; one that was told to end has some seconds for it
