@@ -236,13 +236,13 @@ struct HostGrid : HostBlock {
   }
 };
 
-// Few blocks, so that there are sizes that do not fit.
+// Few blocks, so that there are sizes that do not fit, or not at once.
 constexpr DeviceLimits kLimits{12, sizeof(HostShared::memory)};
 
 template <class T, class Run>
-void launch_sequence(const Run& run, std::int64_t SequencePlan::*bytes) {
-  const SequencePlan plan = plan_sequence<T>(kLimits, run.n_steps, run.cell.n_rows, run.cell.h_size);
-  const auto n_blocks = static_cast<int>(plan.blocks_x * plan.blocks_y);
+void launch_part(const SequencePlan& plan, const Run& run, std::int64_t blocks_y, std::int64_t SequencePlan::*bytes) {
+  const auto n_blocks = static_cast<int>(plan.blocks_x * blocks_y);
+  TORCH_INTERNAL_ASSERT(n_blocks <= kLimits.blocks);
   std::vector<std::unique_ptr<HostShared>> shared;
   for (int i = 0; i < n_blocks; ++i) {
     shared.push_back(std::make_unique<HostShared>());
@@ -262,6 +262,14 @@ void launch_sequence(const Run& run, std::int64_t SequencePlan::*bytes) {
       TORCH_INTERNAL_ASSERT(block->memory[at] == 0xff, "shared memory that the block does not have");
     }
   }
+}
+
+template <class T, class Run>
+bool launch_sequence(const Run& run, std::int64_t SequencePlan::*bytes) {
+  if (std::getenv("G2LSTM_HOST_REFUSES") != nullptr) return false;
+  const SequencePlan plan = plan_sequence<T>(kLimits, run.n_steps, run.cell.n_rows, run.cell.h_size);
+  for_launches(plan, run, [&](const Run& part, std::int64_t blocks_y) { launch_part<T>(plan, part, blocks_y, bytes); });
+  return true;
 }
 
 // A grid smaller than the work, as where it reaches the device's limits.
@@ -310,12 +318,12 @@ bool fits_one_launch(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_s
   return plan_sequence<T>(kLimits, n_steps, n_rows, h_size).n_rows > 0;
 }
 template <class T>
-void launch(const ForwardSequence<T>& sequence, StreamHandle) {
-  launch_sequence<T>(sequence, &SequencePlan::forward_bytes);
+bool launch(const ForwardSequence<T>& sequence, StreamHandle) {
+  return launch_sequence<T>(sequence, &SequencePlan::forward_bytes);
 }
 template <class T>
-void launch(const BackwardSequence<T>& sequence, StreamHandle) {
-  launch_sequence<T>(sequence, &SequencePlan::backward_bytes);
+bool launch(const BackwardSequence<T>& sequence, StreamHandle) {
+  return launch_sequence<T>(sequence, &SequencePlan::backward_bytes);
 }
 
 }  // namespace g2lstm::cuda

@@ -22,22 +22,36 @@ void forward(
   run(step, Place{0, 0, 1, 1});
 }
 
+// Rows of a block and the number of launches, then of each its first row, its blocks in y and its first counter.
 template <class T>
-int rows_of_block(const DeviceLimits& device, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
-  return plan_sequence<T>(device, n_steps, n_rows, h_size).n_rows;
+void plan(
+    const DeviceLimits& device, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size, std::int64_t* out) {
+  const SequencePlan plan = plan_sequence<T>(device, n_steps, n_rows, h_size);
+  out[0] = plan.n_rows, out[1] = 0;
+  if (plan.n_rows == 0) return;
+  unsigned counters[1];
+  ForwardSequence<T> sequence;
+  sequence.cell.n_rows = n_rows;
+  sequence.arrived = counters;
+  for_launches(plan, sequence, [&](const ForwardSequence<T>& part, std::int64_t blocks_y) {
+    std::int64_t* const launch = out + 2 + 3 * out[1]++;
+    launch[0] = part.first_row, launch[1] = blocks_y, launch[2] = part.arrived - counters;
+  });
 }
 
 }  // namespace
 
 extern "C" {
 
-int test_rows_of_block_half(
-    std::int64_t blocks, std::int64_t shared, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
-  return rows_of_block<Half>({blocks, shared}, n_steps, n_rows, h_size);
+void test_plan_half(
+    std::int64_t blocks, std::int64_t shared, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size,
+    std::int64_t* out) {
+  plan<Half>({blocks, shared}, n_steps, n_rows, h_size, out);
 }
-int test_rows_of_block_float(
-    std::int64_t blocks, std::int64_t shared, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
-  return rows_of_block<float>({blocks, shared}, n_steps, n_rows, h_size);
+void test_plan_float(
+    std::int64_t blocks, std::int64_t shared, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size,
+    std::int64_t* out) {
+  plan<float>({blocks, shared}, n_steps, n_rows, h_size, out);
 }
 
 std::int64_t test_gate_offset(std::int64_t row, std::int64_t gate, std::int64_t unit, std::int64_t h_size) {

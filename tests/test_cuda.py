@@ -218,14 +218,16 @@ def test_persistent_layer_equals_the_reference_at_every_length(lengths, reverse,
     assert_equals_reference(case)
 
 
-# One row and one step; rows and units that fill several blocks, the last in part. The host has 12 blocks at a time, a
-# GPU more.
+# One row and one step; rows and units that fill several blocks, and several launches, the last in part. The host has
+# 12 blocks at a time, a GPU more.
 @pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
 @pytest.mark.parametrize(
     "size",
     [(1, 1, 1, 16), (7, 2, 3, 16), (3, 17, 5, 48), (2, 33, 4, 32), (3, 65, 2, 16), (2, 100, 2, 48), (3, 4, 7, 96),
+     (2, 130, 2, 96),
      *(pytest.param(size, marks=needs_gpu)
-       for size in [(30, 20, 256, 256), (30, 128, 256, 256), (9, 128, 512, 512), (5, 20, 1024, 1024)])],
+       for size in [(30, 20, 256, 256), (30, 128, 256, 256), (9, 128, 512, 512), (5, 20, 1024, 1024),
+                   (4, 300, 1024, 1024)])],
     ids=str,
 )  # fmt: skip
 def test_persistent_layer_equals_the_reference_at_every_size(size, dtype, persistent):
@@ -273,13 +275,22 @@ def test_persistent_layer_keeps_nan_to_its_row(value, dtype, persistent):
     assert torch.equal(outputs[:, clean], expected[:, clean]) and torch.equal(outputs[0, 3], expected[0, 3])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "n_rows", "h_size"), [(F64, 1, 16), (F32, 1, 24), (F16, 1, 1150), (F32, 100_000, 16), (BF16, 1, 2**20)]
-)
-def test_sequences_that_do_not_fit_one_launch_go_step_by_step(dtype, n_rows, h_size, persistent):
-    assert torch.ops.g2lstm.cuda_layer(dtype, 2, n_rows, h_size) == "steps"
-    if n_rows * h_size < 10_000:
-        assert_equals_reference(LayerCase(2, n_rows, 3, h_size, dtype=dtype))
+@pytest.mark.parametrize(("dtype", "h_size"), [(F64, 16), (F32, 24), (F16, 1150), (BF16, 2**20)])
+def test_persistent_layers_that_do_not_fit_go_step_by_step(dtype, h_size, persistent):
+    assert torch.ops.g2lstm.cuda_layer(dtype, 2, 1, h_size) == "steps"
+    if h_size < 10_000:
+        assert_equals_reference(LayerCase(2, 1, 3, h_size, dtype=dtype))
+
+
+@pytest.mark.skipif(not ON_HOST, reason="the host is told to refuse the launch")
+@pytest.mark.parametrize("dtype", PERSISTENT_DTYPES, ids=dtype_name)
+def test_persistent_layers_that_the_device_refuses_go_step_by_step(dtype, monkeypatch):
+    case = LayerCase(h_size=32, lengths="ragged", dtype=dtype)
+    expected = run_on_device(case)
+    monkeypatch.setenv(LAYER_VARIABLE, "persistent")
+    assert_is_persistent(case)
+    monkeypatch.setenv("G2LSTM_HOST_REFUSES", "1")
+    assert_identical(run_on_device(case), expected)
 
 
 def test_the_layers_kernel_is_chosen_in_the_environment(monkeypatch):

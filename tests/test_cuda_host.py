@@ -108,30 +108,47 @@ def test_threads_take_every_cell_once_whatever_their_number(scalar, n_rows, h_si
     assert counts.eq(1).all()
 
 
-# 132 multiprocessors of 227 KiB: an H100 or H200.
+# 132 multiprocessors of 227 KiB: an H100 or H200. Units of a block: 16 in half types, 8 in float32.
 @pytest.mark.parametrize(
-    ("dtype", "n_rows", "h_size", "rows_of_block"),
+    ("dtype", "n_rows", "h_size", "rows_of_block", "launches"),
     [
-        ("half", 1, 256, 16),
-        ("half", 128, 1024, 64),
-        ("half", 129, 1024, 0),  # 192 blocks
-        ("half", 512, 256, 64),
-        ("half", 1, 1152, 16),
-        ("half", 1, 1680, 0),  # weights of 16 units and pieces: 271 KiB
-        ("half", 1, 1150, 0),  # no multiple of 16
-        ("float", 64, 1024, 64),
-        ("float", 65, 1024, 0),
-        ("float", 128, 256, 32),
-        ("float", 1, 1152, 0),  # 144 blocks
+        ("half", 1, 256, 16, [1]),
+        ("half", 128, 1024, 64, [2]),
+        ("half", 129, 1024, 64, [2, 1]),
+        ("half", 512, 256, 64, [8]),
+        ("half", 512, 1024, 64, [2, 2, 2, 2]),
+        ("half", 320, 1024, 64, [2, 2, 1]),
+        ("half", 1, 1152, 16, [1]),
+        ("half", 1, 1680, 0, []),  # weights of 16 units and pieces: 271 KiB
+        ("half", 1, 1150, 0, []),  # no multiple of 16
+        ("float", 64, 1024, 64, [1]),
+        ("float", 65, 1024, 64, [1, 1]),
+        ("float", 512, 512, 64, [2, 2, 2, 2]),
+        ("float", 320, 256, 64, [3, 2]),  # four at once
+        ("float", 128, 256, 32, [4]),
+        ("float", 1, 1152, 0, []),  # 144 blocks
+        ("float", 1, 0, 0, []),
     ],
 )
-def test_a_sequence_is_one_launch_where_its_blocks_run_at_the_same_time(
-    scalar, dtype, n_rows, h_size, rows_of_block
+def test_the_blocks_of_a_launch_run_at_the_same_time_and_those_of_all_launches_have_every_row(
+    scalar, dtype, n_rows, h_size, rows_of_block, launches
 ):
-    function = getattr(scalar, f"test_rows_of_block_{dtype}")
-    assert function(*int64(132, 227 * 1024, 70, n_rows, h_size)) == rows_of_block
+    function = getattr(scalar, f"test_plan_{dtype}")
+    found = torch.zeros(50, dtype=torch.int64)
+    function(*int64(132, 227 * 1024, 70, n_rows, h_size), pointer(found))
+    rows, n_launches, *parts = found.tolist()
+    assert rows == rows_of_block
+    firsts, blocks, counters = (parts[i : 3 * n_launches : 3] for i in range(3))
+    assert blocks == launches
+    assert counters == [sum(blocks[:i]) for i in range(n_launches)]
+    assert firsts == [rows * counter for counter in counters]
+    if n_launches:
+        units = 16 if dtype == "half" else 8
+        assert max(blocks) * h_size // units <= 132
+        assert rows * (sum(blocks) - 1) < n_rows <= rows * sum(blocks)
     # arrivals are counted in 32 bits
-    assert function(*int64(132, 227 * 1024, 2**31, n_rows, h_size)) == 0
+    function(*int64(132, 227 * 1024, 2**31, n_rows, h_size), pointer(found))
+    assert found[0] == 0
 
 
 # One thread's arithmetic

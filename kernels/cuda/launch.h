@@ -78,6 +78,7 @@ struct Sequence {
   std::int64_t n_steps = 0;
   bool reverse = false;
   unsigned* arrived = nullptr;  // (B,) zeros, of which each group of rows that shares blocks uses one
+  std::int64_t first_row = 0;   // of those that a launch computes
 };
 
 template <class T>
@@ -156,13 +157,14 @@ template <class T>
 void launch(const AttentionBackward<T>& step, StreamHandle stream);
 void launch(const RandomWords& words, StreamHandle stream);
 
-// A sequence in one launch, for T float, Half or BFloat16 and pointers at multiples of 16 bytes, where it fits the
-// current device.
+// All steps of a sequence in one launch, or one for each part of the batch, for T float, Half or BFloat16 and pointers
+// at multiples of 16 bytes, where it fits the current device. A launch returns false, and nothing is computed, where the
+// process may use less of the device than the device has.
 template <class T>
 bool fits_one_launch(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size);
 template <class T>
-void launch(const ForwardSequence<T>& sequence, StreamHandle stream);
+bool launch(const ForwardSequence<T>& sequence, StreamHandle stream);
 template <class T>
-void launch(const BackwardSequence<T>& sequence, StreamHandle stream);
+bool launch(const BackwardSequence<T>& sequence, StreamHandle stream);
 
 }  // namespace g2lstm::cuda

@@ -1,5 +1,5 @@
 // The layer on CUDA: one product for all inputs, then either a recurrent product and the step's kernel at each step, or
-// all steps in one launch of the sequence's kernel.
+// all steps in one launch of the sequence's kernel, or in one for each part of the batch that fits the device.
 #include <cstdlib>
 #include <cstring>
 
@@ -96,9 +96,9 @@ Tensor last_hidden(const LayerRun& run, const Tensor& outputs) {
   return outputs.index({*run.lengths - 1, at::arange(run.size.rows, run.lengths->options())});
 }
 
-// As step_by_step, below.
+// As step_by_step, below; nothing is computed, and none returned, where the device refuses.
 template <class T>
-Tensor in_one_launch(
+OptionalTensor in_one_launch(
     const LayerRun& run, const Tensor& h_0_given, const Tensor& c_0, const Tensor& w_hh_given, const Tensor& a,
     const Tensor& outputs, const Tensor& cells, const Tensor& z, StreamHandle stream) {
   const Tensor h_0 = aligned(h_0_given), w_hh = aligned(w_hh_given), arrived = no_arrivals(run, a);
@@ -109,7 +109,7 @@ Tensor in_one_launch(
   sequence.outputs = mutable_data<T>(outputs);
   sequence.cells = mutable_data<State<T>>(cells);
   if (z.numel() > 0) sequence.z = mutable_data<State<T>>(z);
-  launch(sequence, stream);
+  if (!launch(sequence, stream)) return std::nullopt;
   return last_hidden(run, outputs);
 }
 
@@ -161,19 +161,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   const Tensor outputs = at::empty({size.steps, size.rows, size.units}, x.options());
   const Tensor cells = at::empty(outputs.sizes(), c_0.options());
   const Tensor z = at::empty({need_gates ? size.steps : 0, size.rows, 2 * size.units}, c_0.options());
-  Tensor h_n;
+  OptionalTensor h_n;
   for_type(dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (!std::is_same_v<T, double>) {
       if (is_one_launch<T>(size.steps, size.rows, size.units)) {
         h_n = in_one_launch<T>(run, h_0, c_0, w_hh, a, outputs, cells, z, context.stream);
-        return;
       }
     }
-    h_n = step_by_step<T>(run, h_0, c_0, w_hh, a, outputs, cells, z, context.stream);
+    if (!h_n) h_n = step_by_step<T>(run, h_0, c_0, w_hh, a, outputs, cells, z, context.stream);
   });
   const Tensor c_n = cells[run.time(size.steps - 1)].to(dtype, /*non_blocking=*/false, /*copy=*/true);
-  return {outputs, h_n, c_n, z, a, cells};
+  return {outputs, *h_n, c_n, z, a, cells};
 }
 
 // grad_h and grad_c: of h_n and c_n on entry; of h_0 and c_0 on return.
@@ -201,9 +200,9 @@ void back_step_by_step(
   }
 }
 
-// As back_step_by_step.
+// As back_step_by_step; nothing is computed, and false returned, where the device refuses.
 template <class T>
-void back_in_one_launch(
+bool back_in_one_launch(
     const LayerRun& run, const OptionalTensor& grad_outputs, const Tensor& grad_h, const Tensor& grad_c,
     const Tensor& c_0, const Tensor& w_hh_given, const Tensor& a, const Tensor& cells, const Tensor& grad_a,
     StreamHandle stream) {
@@ -215,7 +214,7 @@ void back_in_one_launch(
   sequence.grad_h = mutable_data<T>(grad_h);
   sequence.grad_c = mutable_data<State<T>>(grad_c);
   sequence.grad_a = mutable_data<T>(grad_a);
-  launch(sequence, stream);
+  return launch(sequence, stream);
 }
 
 // In the backward direction the outputs one step later are what a step got, and 0 where it got h_0.
@@ -260,8 +259,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
     using T = decltype(type);
     if constexpr (!std::is_same_v<T, double>) {
       if (is_one_launch<T>(size.steps, size.rows, size.units)) {
-        back_in_one_launch<T>(run, grad_out, grad_h, grad_c, c_0, w_hh, a, cells, grad_a, context.stream);
-        return;
+        if (back_in_one_launch<T>(run, grad_out, grad_h, grad_c, c_0, w_hh, a, cells, grad_a, context.stream)) return;
       }
     }
     back_step_by_step<T>(run, grad_out, grad_h, grad_c, c_0, w_hh, a, cells, grad_a, context.stream);

@@ -150,10 +150,10 @@ struct BlockCells {
   std::int64_t first_row, first_unit, n_rows;
   int thread;
 
-  G2LSTM_DEVICE BlockCells(const Grid& grid, std::int64_t n_rows)
-      : first_row(grid.place_y() * kRows),
+  G2LSTM_DEVICE BlockCells(const Grid& grid, const Sequence<T>& sequence)
+      : first_row(sequence.first_row + grid.place_y() * kRows),
         first_unit(grid.place_x() * kUnits<T>),
-        n_rows(n_rows),
+        n_rows(sequence.cell.n_rows),
         thread(grid.thread()) {}
 
   // Calls function(j, row and unit within the block, row of the batch, unit of the layer) for each cell of the thread.
@@ -246,7 +246,7 @@ G2LSTM_DEVICE CellStep<T> step_at(const Sequence<T>& sequence, std::int64_t t) {
 template <int kRows, class T, class Grid>
 G2LSTM_DEVICE void run_block(const ForwardSequence<T>& sequence, const Grid& grid, void* shared) {
   const std::int64_t n_rows = sequence.cell.n_rows, h_size = sequence.cell.h_size, n_cells = n_rows * h_size;
-  const BlockCells<T, kRows, Grid> cells(grid, n_rows);
+  const BlockCells<T, kRows, Grid> cells(grid, sequence);
   const BlockProduct<T, kRows, 4 * kUnits<T>, Grid> product(grid, shared, h_size);
   unsigned* const arrived = sequence.arrived + grid.place_y();
   keep_rows(product, sequence.w_hh, cells.first_unit, h_size);
@@ -295,7 +295,7 @@ G2LSTM_DEVICE void run_block(const ForwardSequence<T>& sequence, const Grid& gri
 template <int kRows, class T, class Grid>
 G2LSTM_DEVICE void run_block(const BackwardSequence<T>& sequence, const Grid& grid, void* shared) {
   const std::int64_t n_rows = sequence.cell.n_rows, h_size = sequence.cell.h_size, n_cells = n_rows * h_size;
-  const BlockCells<T, kRows, Grid> cells(grid, n_rows);
+  const BlockCells<T, kRows, Grid> cells(grid, sequence);
   const BlockProduct<T, kRows, kUnits<T>, Grid> product(grid, shared, 4 * h_size);
   unsigned* const arrived = sequence.arrived + grid.place_y();
   keep_columns(product, sequence.w_hh, cells.first_unit, h_size);

@@ -1,8 +1,10 @@
-// The kernels of a layer's whole sequence, one cooperative launch each: all their blocks run at the same time.
+// The kernels of a layer's whole sequence, launched cooperatively: all blocks of a launch run at the same time.
 #include <cuda_pipeline.h>
 #include <mma.h>
 
 #include <cuda/atomic>
+#include <map>
+#include <mutex>
 
 #include "device.cuh"
 #include "sequence.h"
@@ -160,9 +162,7 @@ int attribute(cudaDeviceAttr name, int device) {
 }
 
 // None where the device, or the code that the build holds for it, is too old.
-DeviceLimits device_limits() {
-  int device = 0;
-  check(cudaGetDevice(&device), "no current CUDA device");
+DeviceLimits limits_of(int device) {
   if (10 * attribute(cudaDevAttrComputeCapabilityMajor, device) < kOldest) return {};
   if (attribute(cudaDevAttrCooperativeLaunch, device) == 0) return {};
   cudaFuncAttributes built;
@@ -174,12 +174,24 @@ DeviceLimits device_limits() {
       attribute(cudaDevAttrMultiProcessorCount, device), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)};
 }
 
+// Of the current device, which is asked once.
+DeviceLimits device_limits() {
+  static std::mutex mutex;
+  static std::map<int, DeviceLimits> known;
+  int device = 0;
+  check(cudaGetDevice(&device), "no current CUDA device");
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  return found != known.end() ? found->second : known.emplace(device, limits_of(device)).first->second;
+}
+
 template <class T, class Direction>
-void launch_sequence(const Direction& sequence, StreamHandle stream, std::int64_t SequencePlan::*bytes) {
+bool launch_sequence(const Direction& sequence, StreamHandle stream, std::int64_t SequencePlan::*bytes) {
   const DeviceLimits device = device_limits();
   const SequencePlan plan =
       plan_sequence<T>(device, sequence.n_steps, sequence.cell.n_rows, sequence.cell.h_size);
   if (plan.n_rows == 0) throw std::runtime_error("g2lstm: the sequence does not fit the device in one launch");
+  bool fits = true;
   with_rows<T>(plan.n_rows, [&](auto rows) {
     const auto kernel = &run_sequence<decltype(rows)::value, Direction>;
     // The most there is, whatever this launch needs: other threads may be about to launch the kernel with more.
@@ -187,15 +199,22 @@ void launch_sequence(const Direction& sequence, StreamHandle stream, std::int64_
         cudaFuncSetAttribute(
             kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(device.shared_bytes)),
         "the sequence kernel does not get its shared memory");
-    Direction argument = sequence;
-    void* arguments[] = {&argument};
-    const dim3 grid(static_cast<unsigned>(plan.blocks_x), static_cast<unsigned>(plan.blocks_y));
-    check(
-        cudaLaunchCooperativeKernel(
-            kernel, grid, dim3(kSequenceThreads), arguments, static_cast<std::size_t>(plan.*bytes),
-            static_cast<cudaStream_t>(stream)),
-        "the sequence kernel did not start");
+    for_launches(plan, sequence, [&](Direction& part, std::int64_t blocks_y) {
+      if (!fits) return;
+      void* arguments[] = {&part};
+      const dim3 grid(static_cast<unsigned>(plan.blocks_x), static_cast<unsigned>(blocks_y));
+      const cudaError_t error = cudaLaunchCooperativeKernel(
+          kernel, grid, dim3(kSequenceThreads), arguments, static_cast<std::size_t>(plan.*bytes),
+          static_cast<cudaStream_t>(stream));
+      if (error == cudaErrorCooperativeLaunchTooLarge && part.first_row == 0) {  // later ones are not larger
+        cudaGetLastError();
+        fits = false;
+        return;
+      }
+      check(error, "the sequence kernel did not start");
+    });
   });
+  return fits;
 }
 
 }  // namespace
@@ -206,23 +225,23 @@ bool fits_one_launch(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_s
 }
 
 template <class T>
-void launch(const ForwardSequence<T>& sequence, StreamHandle stream) {
-  launch_sequence<T>(sequence, stream, &SequencePlan::forward_bytes);
+bool launch(const ForwardSequence<T>& sequence, StreamHandle stream) {
+  return launch_sequence<T>(sequence, stream, &SequencePlan::forward_bytes);
 }
 
 template <class T>
-void launch(const BackwardSequence<T>& sequence, StreamHandle stream) {
-  launch_sequence<T>(sequence, stream, &SequencePlan::backward_bytes);
+bool launch(const BackwardSequence<T>& sequence, StreamHandle stream) {
+  return launch_sequence<T>(sequence, stream, &SequencePlan::backward_bytes);
 }
 
 template bool fits_one_launch<float>(std::int64_t, std::int64_t, std::int64_t);
 template bool fits_one_launch<Half>(std::int64_t, std::int64_t, std::int64_t);
 template bool fits_one_launch<BFloat16>(std::int64_t, std::int64_t, std::int64_t);
-template void launch(const ForwardSequence<float>&, StreamHandle);
-template void launch(const ForwardSequence<Half>&, StreamHandle);
-template void launch(const ForwardSequence<BFloat16>&, StreamHandle);
-template void launch(const BackwardSequence<float>&, StreamHandle);
-template void launch(const BackwardSequence<Half>&, StreamHandle);
-template void launch(const BackwardSequence<BFloat16>&, StreamHandle);
+template bool launch(const ForwardSequence<float>&, StreamHandle);
+template bool launch(const ForwardSequence<Half>&, StreamHandle);
+template bool launch(const ForwardSequence<BFloat16>&, StreamHandle);
+template bool launch(const BackwardSequence<float>&, StreamHandle);
+template bool launch(const BackwardSequence<Half>&, StreamHandle);
+template bool launch(const BackwardSequence<BFloat16>&, StreamHandle);
 
 }  // namespace g2lstm::cuda

@@ -1,6 +1,7 @@
-// How a sequence that runs in one launch is cut into blocks, and whether a device has room for them.
+// How a sequence whose steps all run in one launch is cut into blocks, and whether a device has room for them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -51,7 +52,8 @@ constexpr std::int64_t shared_bytes(std::int64_t n_columns, std::int64_t depth, 
   return weight_bytes<T>(n_columns, depth) + kSlots * piece_bytes<T>(n_rows);
 }
 
-// How a sequence is cut into blocks; n_rows, of each block, is 0 where they would not all run at the same time.
+// How a sequence is cut into blocks of n_rows rows, and into launches of at most blocks_x x blocks_y of them, which all
+// run at the same time. n_rows is 0 where not even the blocks of the same rows do.
 struct SequencePlan {
   int n_rows = 0;
   std::int64_t blocks_x = 0, blocks_y = 0;
@@ -63,23 +65,35 @@ struct DeviceLimits {
   std::int64_t blocks = 0, shared_bytes = 0;
 };
 
-// The fewest rows a block, and so the least that a block has to read at a step.
+// The fewest rows a block with which one launch is enough, and so the least that a block has to read at a step. Where
+// none is, parts of the batch, which have nothing to do with each other, are launched one after another.
 template <class T>
 SequencePlan plan_sequence(
     const DeviceLimits& device, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
-  if (h_size % kUnitMultiple != 0) return {};
+  const std::int64_t blocks_x = h_size / kUnits<T>, at_once = blocks_x > 0 ? device.blocks / blocks_x : 0;
+  if (h_size % kUnitMultiple != 0 || at_once == 0) return {};
+  if (n_steps * blocks_x >= (std::int64_t{1} << 31)) return {};  // arrivals are counted in 32 bits
+  SequencePlan plan;
   for (int rows = kLeastRows<T>; rows <= kMostRows; rows *= 2) {
-    SequencePlan plan;
-    plan.n_rows = rows;
-    plan.blocks_x = h_size / kUnits<T>;
-    plan.blocks_y = (n_rows + rows - 1) / rows;
-    plan.forward_bytes = shared_bytes<T>(4 * kUnits<T>, h_size, rows);
-    plan.backward_bytes = shared_bytes<T>(kUnits<T>, 4 * h_size, rows);
-    const bool fits = plan.blocks_x * plan.blocks_y <= device.blocks && plan.forward_bytes <= device.shared_bytes &&
-                      plan.backward_bytes <= device.shared_bytes;
-    if (fits && n_steps * plan.blocks_x < (std::int64_t{1} << 31)) return plan;  // arrivals are counted in 32 bits
+    const std::int64_t forward_bytes = shared_bytes<T>(4 * kUnits<T>, h_size, rows);
+    const std::int64_t backward_bytes = shared_bytes<T>(kUnits<T>, 4 * h_size, rows);
+    if (std::max(forward_bytes, backward_bytes) > device.shared_bytes) break;
+    const std::int64_t groups = (n_rows + rows - 1) / rows, launches = (groups + at_once - 1) / at_once;
+    plan = {rows, blocks_x, (groups + launches - 1) / launches, forward_bytes, backward_bytes};
+    if (launches == 1) break;
   }
-  return {};
+  return plan;
+}
+
+// Calls function(the sequence, told which rows are the launch's, its blocks in y) for each launch in turn.
+template <class Direction, class Function>
+void for_launches(const SequencePlan& plan, Direction sequence, const Function& function) {
+  const std::int64_t groups = (sequence.cell.n_rows + plan.n_rows - 1) / plan.n_rows;
+  for (std::int64_t group = 0; group < groups; group += plan.blocks_y) {
+    sequence.first_row = group * plan.n_rows;
+    function(sequence, std::min(groups - group, plan.blocks_y));
+    sequence.arrived += plan.blocks_y;
+  }
 }
 
 // Calls function(a constant equal to n_rows), which is a plan's.
