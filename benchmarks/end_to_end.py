@@ -99,7 +99,7 @@ def run(settings: Settings) -> Result:
         "complete": False,
         **machine.describe(settings.device, settings.threads),
         "settings": {
-            "data": describe_data(settings.data, "dict.*.txt", ["train.*.bin"], "fairseq-preprocess"),
+            "data": describe_data(settings.data, "dict.*.txt", ["train.*.bin", "test.*.bin"], "fairseq-preprocess"),
             "arms": {arm: shlex.join(map(machine.shown, options)) for arm, options in ARMS.items()},
             "recipe": shlex.join([*RECIPE, *settings.options]),
             **settings.schedule(),
@@ -134,6 +134,7 @@ def compare_training(settings: Settings, encoder: str, precision: str) -> Result
 
 def compare_translation(settings: Settings) -> Result:
     """Translates the test set in turns with a stock checkpoint and with the same converted to `g2lstm`."""
+    from fairseq_g2lstm.checkpoints import read_checkpoint
     from fairseq_g2lstm.convert import main as convert
 
     stock = settings.checkpoint or _train_checkpoint(settings)
@@ -149,6 +150,7 @@ def compare_translation(settings: Settings) -> Result:
     speeds = {arm: Spread(tuple(run.sentences_per_second for run in runs[arm])) for arm in ARMS}
     pairs = zip(runs["lstm"][0].hypotheses, runs["g2lstm"][0].hypotheses, strict=True)
     return {
+        "checkpoint_updates": read_checkpoint(stock)["optimizer_history"][-1]["num_updates"],
         "sentences/s": comparison(speeds, "sentences_per_s", settings.bars.get("sentences/s")),
         "sentences": runs["lstm"][0].sentences,
         "identical": sum(one == other for one, other in pairs),

@@ -6,8 +6,8 @@
 # usage: bash benchmarks/gpu.sh [build|kernels|persistent|sanitize|layer|end-to-end|language-model|suite|ptb ...]
 #   default: all but ptb, in this order; kernels, persistent and suite are the tests of the CUDA operators, of the layer in
 #   one launch, and all others. ptb trains and evaluates by the recipes of examples/ptb; called again, it goes on
-#   OUT          folder of logs and results (default runs/gpu)
-#   ARCHIVE      file that holds all of OUT after every step, for where few files come back
+#   OUT          folder of logs and results (default runs/gpu); its steps.txt has the steps of every call
+#   ARCHIVE      file that holds all of OUT after every step, for where few files come back; not in OUT
 #   WHEELS       folder of wheels to install first, where there is no network
 #   DATA         fairseq's data-bin for end-to-end (default: the quickstart's generated text)
 #   CHECKPOINT   stock checkpoint to translate with (default: one is trained)
@@ -28,8 +28,12 @@ OUT=$(realpath "$OUT")
 steps=("$@")
 [ ${#steps[@]} -gt 0 ] || steps=(build kernels persistent sanitize layer end-to-end language-model suite)
 smoke=${SMOKE:+--smoke}
-table=$OUT/steps.txt
-: > "$table"
+if [ -n "${ARCHIVE:-}" ] && [[ $(realpath -m "$ARCHIVE") == "$OUT"/* ]]; then
+    echo "error: ARCHIVE=$ARCHIVE lies in OUT, all of which it would hold" >&2
+    exit 1
+fi
+table=$(mktemp)
+trap 'rm -f "$table"' EXIT
 
 if [ -n "${WHEELS:-}" ]; then
     site=${TMPDIR:-/tmp}/g2lstm-site
@@ -65,7 +69,7 @@ fi
 
 # note TEXT…: a line of the table, and the archive with it
 note() {
-    echo "$*" | tee -a "$table"
+    echo "$*" | tee -a "$table" "$OUT/steps.txt"
     if [ -n "${ARCHIVE:-}" ]; then
         tar czf "$ARCHIVE.part" -C "$OUT" . && mv "$ARCHIVE.part" "$ARCHIVE"
     fi

@@ -65,8 +65,9 @@ def kernels_missing(device: str) -> str | None:
 
 
 def command() -> str:
-    """The command line, without the folders of this machine."""
-    return shlex.join(["python", "-m", "benchmarks.run", *map(shown, sys.argv[1:])])
+    """The command line, without the folders of this machine, after the variables that choose kernels."""
+    chosen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("G2LSTM_")]
+    return shlex.join([*chosen, "python", "-m", "benchmarks.run", *map(shown, sys.argv[1:])])
 
 
 def shown(word: str) -> str:
@@ -96,7 +97,9 @@ def _versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             versions[name] = None
     commit = _output("git", "rev-parse", "HEAD")
-    changed = commit and _output("git", "status", "--porcelain", "--untracked-files=no")
+    # results that an earlier benchmark has just written are no change of what is measured
+    elsewhere = ("--", ".", ":(exclude)benchmarks/results")
+    changed = commit and _output("git", "status", "--porcelain", "--untracked-files=no", *elsewhere)
     # a copy of the tree without its history is told which commit it is of
     versions["commit"] = f"{commit} with changes" if changed else commit or os.environ.get("COMMIT")
     return versions

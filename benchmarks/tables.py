@@ -77,8 +77,9 @@ def end_to_end_markdown(result: Result) -> str:
         f"{_runs(settings['repeats'])} {_how_trained(result)} "
         f"The arms saw {_same(same)} batches, by their target tokens.",
         "",
-        f"Translated: {translation['sentences']:,} sentences, with a stock checkpoint and the same converted to "
-        f"`g2lstm`; {translation['identical']:,} hypotheses are the same in both.",
+        f"Translated: {translation['sentences']:,} sentences, with a stock checkpoint of "
+        f"{translation['checkpoint_updates']:,} updates and the same converted to `g2lstm`; "
+        f"{translation['identical']:,} hypotheses are the same in both.",
         "",
         _data_and_recipe(settings),
         "",

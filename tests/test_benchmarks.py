@@ -503,7 +503,7 @@ def test_cuda_without_a_gpu_gets_a_sentence():
 @pytest.mark.parametrize(
     ("mode", "sentence"),
     [
-        ("end-to-end", "fairseq-preprocess wrote: it lacks dict.*.txt or train.*.bin"),
+        ("end-to-end", "fairseq-preprocess wrote: it lacks dict.*.txt, train.*.bin or test.*.bin"),
         ("gate-log", "fairseq-preprocess wrote: it lacks dict.*.txt or train.*.bin"),
         ("language-model", "fairseq-preprocess --only-source wrote: it lacks dict.txt, train.bin or test.bin"),
     ],

@@ -9,6 +9,7 @@ import ctypes
 import itertools
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler (g++ or c++)")
 
 KERNELS = ROOT / "kernels" / "cuda"
+NVCC = runpy.run_path(str(ROOT / "kernels" / "cuda_check.py"))["find_nvcc"]()
 BLOCK_THREADS = 1024  # the most that any CUDA device has in a block
 BLOCKS_X, BLOCKS_Y = 2**31 - 1, 2**16 - 1  # and the most blocks in each direction of a grid
 
@@ -224,14 +226,14 @@ def test_operators_keep_to_their_signatures(host_library):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc (the CUDA toolkit's compiler)")
+@pytest.mark.skipif(NVCC is None, reason="no nvcc (the CUDA toolkit's compiler)")
 @pytest.mark.parametrize("source", sorted(KERNELS.glob("*.cu")), ids=lambda path: path.stem)
 def test_kernels_compile_without_warnings_and_spill_no_registers(source, tmp_path):
     flags = ["-std=c++17", "-O3", "-Xptxas", "-v", "--Werror", "all-warnings,cross-execution-space-call"]
     flags += ["-Xcompiler", "-Wall,-Wextra,-Wno-unknown-pragmas,-fPIC"]
     for architecture in ("80", "90"):
         flags += ["-gencode", f"arch=compute_{architecture},code=sm_{architecture}"]
-    command = ["nvcc", *flags, "-c", source, "-o", tmp_path / "kernels.o"]
+    command = [NVCC, *flags, "-c", source, "-o", tmp_path / "kernels.o"]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     reports = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stdout + done.stderr)

@@ -394,7 +394,8 @@ def test_a_terminated_run_leaves_no_training_behind_and_goes_on_where_it_was(who
 @pytest.mark.slow
 def test_progress_and_the_time_left_are_told(whole_run):
     _, first, second = whole_run
-    pattern = r"\[1/1\] small gumbel, seed 7: epoch \d+ of 100000, [\d,]+ of [\d,]+ updates.*, \d+ (min|s)|h left"
+    pattern = r"\[1/1\] small gumbel, seed 7: epoch \d+ of 100000, [\d,]+ of [\d,]+ updates.*"
+    pattern += r", (\d+ (min|s)|[\d.]+ h) left"
     assert re.search(pattern, first), first
     assert re.search(r"\[1/2\] small gumbel, seed 7: .* left, about .* with the 1 training after it", second)
     assert re.search(r"\[2/2\] small stock, seed 7: epoch \d+ of \d+, .* valid perplexity [\d.]+, .* left", second)

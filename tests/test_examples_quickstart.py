@@ -438,13 +438,15 @@ def test_a_terminated_training_goes_on_and_another_recipe_starts_over(tmp_path):
     command = [sys.executable, "-m", "examples.quickstart.run", "--smoke", "--threads", "1", *options]
     command += ["--out", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 300
     log = tmp_path / "lstm" / "train.log"
-    while not (log.exists() and "(writing took" in log.read_text(encoding="utf-8")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
+    try:
+        deadline = time.monotonic() + 300
+        while not (log.exists() and "(writing took" in log.read_text(encoding="utf-8")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
     assert process.returncode == 1
     assert not (tmp_path / "lstm" / "finished.json").exists()
 
