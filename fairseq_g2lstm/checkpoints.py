@@ -26,13 +26,14 @@ State = dict[str, Any]
 def allow_fairseq_checkpoints() -> None:
     """Names the types that fairseq's own checkpoints hold beside tensors and plain containers.
 
-    argparse.Namespace holds the options of stock models; the numpy ones stand in the meters of runs with --eval-bleu.
+    argparse.Namespace holds the options of stock models; the numpy ones stand in the meters of runs with --eval-bleu,
+    integers where one process trained, and doubles where several did, whose counts fairseq adds up as such.
     Where several ranks resume, rank 0 sends the others the checkpoint as it is once read, by the same unpickler: with
     its options as OmegaConf's containers, and placeholders for its tensors. None of these types runs code of a
     checkpoint's choosing when it is loaded.
     """
     reconstruct: Any = np.array(0).__reduce__()[0]
-    allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, np.dtypes.Int64DType]
+    allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, np.dtypes.Int64DType, np.dtypes.Float64DType]
     # numpy 2 moved the function; a checkpoint may have been written under the other
     allowed += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     allowed += [DictConfig, ListConfig, AnyNode, Metadata, ContainerMetadata, defaultdict, dict, list, int, Any]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 
 from . import config_lm
 from .checkpoints import State, read_checkpoint, write_checkpoint
@@ -129,7 +130,8 @@ def to_lstm(state: State) -> State:
     if criterion.get("_name") in _STOCK_CRITERIONS:
         stock_name, stock_class = _STOCK_CRITERIONS[criterion["_name"]]
         converted["cfg"]["model"].criterion = stock_name
-        kept = {key: value for key, value in criterion.items() if not key.startswith("gate_")}
+        known = {f.name for f in fields(CRITERION_DATACLASS_REGISTRY[stock_name])}
+        kept = {key: value for key, value in criterion.items() if key in known}
         converted["cfg"]["criterion"] = {**kept, "_name": stock_name}
         converted["optimizer_history"] = [
             {**entry, "criterion_name": stock_class} for entry in state.get("optimizer_history", [])

@@ -89,6 +89,17 @@ def test_generation_uses_the_mode_asked_for_at_the_temperature_carried(tiny_data
     assert modes == {mode}
 
 
+def test_an_average_of_checkpoints_carries_the_temperature_that_they_carry(checkpoint: Path, tmp_path: Path):
+    state = read_checkpoint(checkpoint)
+    values = state["model"]["gates.values"]
+    average = sum([values] * 8) / 8  # as fairseq's average_checkpoints.py makes it
+    assert average.ne(values).any()  # or this shows nothing
+    state["model"]["gates.values"] = average
+    write_checkpoint(state, tmp_path / "average.pt")
+    settings = load(tmp_path / "average.pt")[0].gate_settings
+    assert (settings.temperature, settings.noise_prob) == pytest.approx((0.5, 0.2))
+
+
 def test_a_checkpoint_of_a_plain_criterion_carries_the_option(train: Callable[..., Path]):
     folder = train("run", "--criterion", "cross_entropy", "--gate-temperature", 0.7, "--max-update", 2)
     model, _ = load(folder / "checkpoint_last.pt")

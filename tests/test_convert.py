@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import run_module, train_in_process, train_options
+from omegaconf import OmegaConf
 from tiny_runs import assert_identical, load
 
 from fairseq_g2lstm.checkpoints import read_checkpoint, write_checkpoint
@@ -105,6 +106,14 @@ def test_there_and_back_gives_the_same_tensors(stock, tmp_path):
     options = vars(found["cfg"]["model"])
     expected_options = vars(expected["cfg"]["model"])
     assert {key: expected_options[key] for key in options} == options
+
+
+def test_a_converted_checkpoint_is_validated_by_the_stock_criterion(sharpened, tmp_path):
+    lstm = converted(copy_of(sharpened, tmp_path), "lstm")
+    state = read_checkpoint(lstm)
+    _, task = load(lstm)
+    criterion = task.build_criterion(OmegaConf.create(state["cfg"]["criterion"]))  # as fairseq-validate does
+    assert type(criterion).__name__ == "CrossEntropyCriterion"
 
 
 IN_STOCK_FAIRSEQ = """

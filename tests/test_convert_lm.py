@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import train_in_process
 from lm_runs import eval_lm, stock_lm_options, train_lm
+from omegaconf import OmegaConf
 from tiny_runs import assert_identical
 
 from fairseq_g2lstm.checkpoints import read_checkpoint
@@ -48,6 +49,9 @@ def test_a_g2lstm_lm_computes_the_same_as_a_stock_model(tiny_text: Path, tmp_pat
     ours = train_lm(tiny_text, tmp_path, *sizes) / "checkpoint_last.pt"
     stock = converted(ours, tmp_path / "stock.pt", "lstm")
     assert loss(tiny_text, stock) == pytest.approx(loss(tiny_text, ours), rel=1e-5)
+    _, task = load_model(ours, tiny_text)
+    criterion = task.build_criterion(OmegaConf.create(read_checkpoint(stock)["cfg"]["criterion"]))
+    assert type(criterion).__name__ == "CrossEntropyCriterion"
 
 
 def test_a_model_of_fairseqs_own_task_loads_whatever_its_blocks_were(tiny_text: Path, tmp_path: Path):

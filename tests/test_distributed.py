@@ -94,9 +94,9 @@ class Ranks:
 
 @pytest.fixture(scope="module")
 def noisy(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """Two ranks with noise in every gate, over an epoch of 15 batches, so that rank 1 lacks the last."""
+    """Two ranks with noise in every gate, over an epoch of 15 batches, so that rank 1 lacks the last; then BLEU."""
     options = ["--gate-noise-prob", 1, "--dropout", 0, "--max-epoch", 1, "--gate-stats-interval", 1]
-    options += ["--gate-log-interval", 3]
+    options += ["--gate-log-interval", 3, "--eval-bleu", "--eval-bleu-args", '{"beam": 2}', "--eval-bleu-remove-bpe"]
     return Ranks(tiny_data, tmp_path_factory.mktemp("noisy"), *options)
 
 
@@ -122,6 +122,16 @@ def test_each_rank_has_noise_of_its_own(noisy):
     assert len({*seeds, *others}) == 32
     # fairseq gives both ranks one generator state, which no dropout moves on here
     assert others == [int(rank_seed(torch.tensor(seed), 1)) for seed in seeds]
+
+
+@pytest.mark.slow
+def test_checkpoints_of_several_ranks_with_eval_bleu_load(noisy):
+    checkpoint = noisy.save_dir / "checkpoint_last.pt"
+    meters = torch.load(checkpoint, weights_only=False)["extra_state"]["metrics"]["valid"]
+    (counts,) = (meter["sum"] for _, name, _, meter in meters if name == "_bleu_counts")
+    assert counts.dtype == "float64"  # those of one process are integers, which test_checkpoints.py has
+    found = read_checkpoint(checkpoint)["extra_state"]["metrics"]["valid"]
+    assert [name for _, name, _, _ in found] == [name for _, name, _, _ in meters]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fairseq_g2lstm.optim.nt_asgd import NTASGD, find_nt_asgd
 from fairseq_g2lstm.tasks.averaging import NonMonotonicTrigger
@@ -73,6 +74,22 @@ def test_the_averages_are_the_means_since_averaging_started():
     for number, average in enumerate(optimizer.params):
         expected = torch.stack([weights[number] for weights in history[1:]]).mean(0)
         torch.testing.assert_close(average.detach(), expected)
+
+
+def test_a_scheduler_of_the_first_optimiser_moves_the_averaging_ones_learning_rate():
+    # as fairseq's reduce_lr_on_plateau, which keeps what it found when it was built
+    optimizer, resumed = make(start(), lr=1.0), make(start(), lr=1.0)
+    scheduler, other = (ReduceLROnPlateau(each.optimizer, factor=0.5, patience=0) for each in (optimizer, resumed))
+    scheduler.step(1.0)
+    optimizer.start_averaging()
+    take_steps(optimizer, 2)
+    scheduler.step(2.0)
+    assert optimizer.get_lr() == 0.5
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert resumed.averaging and resumed.get_lr() == 0.5
+    other.step(1.0)
+    other.step(2.0)
+    assert resumed.get_lr() == 0.25 and optimizer.get_lr() == 0.5
 
 
 def test_a_learning_rate_holds_from_the_step_it_is_set_for():

@@ -1,5 +1,7 @@
 """What the fairseq models share: gates whose temperature and noise a criterion moves and a checkpoint keeps."""
 
+import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,9 +104,10 @@ class GatedModel(BaseFairseqModel):
         """Uses the temperature and noise probability of the buffer, unless an option was changed since."""
         options = self.option_settings
         values = self.gates.values.tolist()
-        # An option that differs from the one saved was changed since, and holds.
-        temperature = values[0] if options.temperature == values[2] else options.temperature
-        noise_prob = values[1] if options.noise_prob == values[3] else options.noise_prob
+        # An option that differs from the one saved was changed since, and holds. Averages of checkpoints round.
+        same = partial(math.isclose, rel_tol=1e-9)
+        temperature = values[0] if same(options.temperature, values[2]) else options.temperature
+        noise_prob = values[1] if same(options.noise_prob, values[3]) else options.noise_prob
         in_use = [temperature, noise_prob, options.temperature, options.noise_prob]
         self.gates.values.copy_(self.gates.values.new_tensor(in_use))
         self.use_gate_settings(options.with_values(temperature, noise_prob))

@@ -50,6 +50,7 @@ class NTASGD(FairseqOptimizer):
         if cfg.asgd_nonmono < 0:
             raise ValueError(f"--asgd-nonmono must be >= 0 (0 for never), got {cfg.asgd_nonmono}")
         self._optimizer: torch.optim.Optimizer = torch.optim.SGD(params, **self.optimizer_config)
+        self._first = self._optimizer
         self._holds_averages = False
         self.restored = False
         self.watched = False
@@ -84,6 +85,11 @@ class NTASGD(FairseqOptimizer):
                 weight_decay=group["weight_decay"],
                 capturable=group["params"][0].is_cuda,  # else each step waits for the device
             )
+            self._share_groups()
+
+    def _share_groups(self) -> None:
+        """A scheduler that was given the first optimiser, as reduce_lr_on_plateau is, sets this one's learning rate."""
+        self._first.param_groups = self._optimizer.param_groups
 
     def use_averages(self) -> bool:
         """Puts the averages into the parameters, where there are any; returns whether the parameters changed."""
@@ -148,6 +154,7 @@ class NTASGD(FairseqOptimizer):
         if self._holds_averages:
             inner["state"] = {key: _renamed(state, "raw", "ax") for key, state in inner["state"].items()}
         super().load_state_dict(inner, optimizer_overrides)
+        self._share_groups()
 
 
 def _renamed(state: dict[str, Any], old: str, new: str) -> dict[str, Any]:
