@@ -183,6 +183,8 @@ def rows_within(max_rows: int | None, max_tokens: int | None, block_length: int)
     Raises:
         ValueError: neither is given, or not one row fits.
     """
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"--batch-size must be >= 1, got {max_rows}")
     rows = math.inf if max_rows is None else max_rows
     if max_tokens is not None:
         rows = min(rows, max_tokens // block_length)

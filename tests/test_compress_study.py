@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import train_in_process, train_options
+from fairseq.data import Dictionary
 from lm_runs import eval_lm, train_lm
 from tiny_runs import generation_config
 
 from fairseq_g2lstm.checkpoints import read_checkpoint
 from fairseq_g2lstm.compress import Evaluator, Selection, compressed, parse, study, uniform_plan
 from fairseq_g2lstm.compress.__main__ import main
+from fairseq_g2lstm.compress.evaluate import segmentation_of
 
 COMPRESSIONS = ["round:0.5", "rank:2", "int:4"]
 
@@ -122,6 +124,7 @@ def test_the_command_writes_table_csv_and_picture(tiny_text: Path, language_mode
         ({"--compressions": ["int:9"]}, "must be an integer, 2 to 8"),
         ({"--split": ["odd"]}, "no file of the split"),
         ({"--names": ["a", "b"]}, "--names must be 1 different names"),
+        ({"--names": ["a", "a"]}, "--names must be 1 different names"),
         ({"--data": ["nowhere"]}, "no file of the split"),
     ],
 )
@@ -133,6 +136,17 @@ def test_a_mistake_ends_with_one_line(tiny_data, translation, tmp_path, capsys, 
     assert main(arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+@pytest.mark.parametrize(
+    ("symbols", "expected"),
+    [(["a@@", "b", "c"], "ab c"), (["▁a", "b", "▁c"], "ab c"), (["a", "b", "c"], "a b c")],
+    ids=["subword-nmt", "sentencepiece", "words"],
+)
+def test_pieces_of_words_are_put_together_for_the_score(symbols, expected):
+    dictionary = Dictionary()
+    tokens = torch.tensor([dictionary.add_symbol(symbol) for symbol in symbols])
+    assert dictionary.string(tokens, segmentation_of(dictionary)) == expected
 
 
 def test_a_missing_checkpoint_is_named(tiny_data: Path, tmp_path: Path, capsys):

@@ -367,6 +367,28 @@ def test_bad_options_get_a_sentence(task, options, sentence):
         criterion_of(task, "g2lstm_label_smoothed_cross_entropy", *options)
 
 
+@pytest.mark.parametrize(
+    ("gate_type", "said", "logged"),
+    [
+        ("gumbel", [], (1.0, 0.2)),
+        ("sharpened", ["--gate-noise-schedule changes nothing: gates of type sharpened have no noise"], (1.0, 0.0)),
+        (
+            "sigmoid",
+            ["--gate-temperature-schedule changes nothing: gates of type sigmoid have no temperature",
+             "--gate-noise-schedule changes nothing: gates of type sigmoid have no noise"],
+            (1.0, 0.0),
+        ),
+    ],
+)  # fmt: skip
+def test_a_schedule_of_what_a_gate_type_does_not_have_is_said_once(task, sample, caplog, gate_type, said, logged):
+    criterion = criterion_of(task, "g2lstm_cross_entropy", *TEMPERATURE, *NOISE)
+    model = build(task, gate_type=gate_type)
+    for _ in range(2):
+        _, _, log = criterion(model, sample)
+    assert [record.getMessage() for record in caplog.records if "changes nothing" in record.getMessage()] == said
+    assert (log["gumbel_temperature"], log["gumbel_noise_prob"]) == pytest.approx(logged)
+
+
 def test_a_configuration_from_before_the_options_gets_their_defaults(task, sample):
     old = OmegaConf.create({"_name": "g2lstm_cross_entropy", "sentence_avg": False}, flags={"struct": True})
     criterion = G2LSTMCrossEntropyCriterion.build_criterion(old, task)

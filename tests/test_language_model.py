@@ -244,6 +244,18 @@ def test_gates_are_observed_with_the_padding_marked():
     assert seen[0][2].tolist() == [[True, True], [True, True], [True, False], [True, False]]
 
 
+def test_rows_beyond_the_lengths_are_padding():
+    # as fairseq's --pad-to-fixed-bsz makes them
+    model, tokens = build().eval(), text(3, 4)
+    found, _ = model(tokens, src_lengths=torch.tensor([4, 2]))
+    expected, _ = model(tokens, src_lengths=torch.tensor([4, 2, 0]))
+    assert torch.equal(found, expected)
+    valid = []
+    with observe_gates(model, lambda name, layer, reverse, z, valid_here: valid.append(valid_here)):
+        model(tokens, src_lengths=torch.tensor([4, 4]))
+    assert valid[0][:, 2].tolist() == [False] * 4 and valid[0][:, :2].all()
+
+
 def test_the_awd_architecture_has_its_sizes_and_ties():
     model = G2LSTMLanguageModel.build_model(Namespace(_name="g2lstm_lm_ptb"), make_task())
     cells = model.decoder.cells()

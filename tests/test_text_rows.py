@@ -116,3 +116,5 @@ def test_without_any_limit_the_number_of_rows_is_asked_for():
         rows_within(None, None, 20)
     with pytest.raises(ValueError, match="--max-tokens 19 must be at least --tokens-per-sample 20"):
         rows_within(None, 19, 20)
+    with pytest.raises(ValueError, match="--batch-size must be >= 1, got 0"):
+        rows_within(0, None, 20)

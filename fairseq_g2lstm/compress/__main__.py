@@ -208,7 +208,7 @@ def _export(options: argparse.Namespace) -> None:
 def _study(options: argparse.Namespace) -> None:
     checkpoints = names(options.checkpoints)
     if options.names is not None:
-        if len(set(options.names)) != len(options.checkpoints):
+        if not len(options.names) == len(set(options.names)) == len(options.checkpoints):
             raise ValueError(
                 f"--names must be {len(options.checkpoints)} different names, one a checkpoint, "
                 f"got {' '.join(options.names)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.sequence_scorer import SequenceScorer
 from sacrebleu.metrics import BLEU
@@ -56,6 +57,7 @@ class Evaluator:
         except FileNotFoundError as error:
             raise FileNotFoundError(f"no split {split!r} in {data}: name one that fairseq-preprocess made") from error
         self._is_language_model = isinstance(self.model, G2LSTMLanguageModel)
+        self._segmentation = segmentation_of(self._task.target_dictionary)
         self.references = None if self._is_language_model else self._read_references()
 
     @property
@@ -119,7 +121,7 @@ class Evaluator:
         return [self._string(dataset.tgt[number], escape_unk=True) for number in range(len(dataset))]
 
     def _string(self, tokens: Tensor, escape_unk: bool = False) -> str:
-        return self._task.target_dictionary.string(tokens.int().cpu(), "@@ ", escape_unk=escape_unk)
+        return self._task.target_dictionary.string(tokens.int().cpu(), self._segmentation, escape_unk=escape_unk)
 
     def _loss(self) -> float:
         scorer = SequenceScorer(self._task.target_dictionary)
@@ -129,6 +131,12 @@ class Evaluator:
                 total += float(hypothesis["positional_scores"].double().sum())
                 count += len(hypothesis["tokens"])
         return -total / count
+
+
+def segmentation_of(dictionary: Dictionary) -> str:
+    """What fairseq's `Dictionary.string` is to be told, so that it puts pieces of words together again."""
+    is_sentencepiece = any(symbol.startswith("▁") for symbol in dictionary.symbols)  # where a word begins
+    return "sentencepiece" if is_sentencepiece else "@@ "
 
 
 def bleu(hypotheses: list[str], references: list[str]) -> float:

@@ -1,5 +1,6 @@
 """fairseq's cross-entropy criterions with schedules of the gates' temperature and noise, and gate statistics."""
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,10 @@ from ..models.gated import GatedModel
 from ..schedules import SCHEDULES, Schedule
 from ..settings import check_probability, check_temperature
 from .activation import ActivationConfig, RegularisedCrossEntropyCriterion
+
+logger = logging.getLogger(__name__)
+# of a gate type's schedules, of temperature and of noise, the first that it has no use for
+NO_EFFECT_FROM = {"gumbel": 2, "sharpened": 1, "sigmoid": 0}
 
 
 @dataclass
@@ -79,6 +84,7 @@ class GateScheduleMixin:
     noise_schedule: Schedule
     gate_stats_interval: int
     gate_log: GateLog
+    _schedules_checked = False
 
     @classmethod
     def build_criterion(cls, cfg: Any, task: Any) -> Any:
@@ -114,6 +120,7 @@ class GateScheduleMixin:
                 self.temperature_schedule.value(g2lstm.num_updates, options.temperature),
                 self.noise_schedule.value(g2lstm.num_updates, options.noise_prob),
             )
+            self._warn_of_schedules(options.gate_type)
         interval, n_updates = self.gate_stats_interval, g2lstm.num_updates
         counts: GateCounts | None = None
         statistics: dict[Place, GateStatistics] | None = None
@@ -132,10 +139,21 @@ class GateScheduleMixin:
                 log[f"{kind}_gates_high"] = counts.high[number]
         if statistics is not None:
             self.gate_log.record(n_updates, statistics)
+        in_training = g2lstm.gate_settings.mode(training=True)
         log["gate_forwards"] = 1
-        log["gumbel_temperature"] = g2lstm.gate_settings.temperature
-        log["gumbel_noise_prob"] = g2lstm.gate_settings.noise_prob
+        log["gumbel_temperature"] = in_training.temperature
+        log["gumbel_noise_prob"] = in_training.noise_prob
         return loss, sample_size, log
+
+    def _warn_of_schedules(self, gate_type: str) -> None:
+        """Says once which schedules move what gates of this type do not have."""
+        if self._schedules_checked:
+            return
+        self._schedules_checked = True
+        for schedule in (self.temperature_schedule, self.noise_schedule)[NO_EFFECT_FROM[gate_type] :]:
+            if schedule.kind != "constant" or schedule.start is not None:
+                what = "noise" if schedule is self.noise_schedule else "temperature"
+                logger.warning(f"{schedule.name}-schedule changes nothing: gates of type {gate_type} have no {what}")
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .. import ops
 from ..config import adaptive_softmax_cutoffs
@@ -135,6 +136,8 @@ class LanguageModelDecoder(FairseqIncrementalDecoder):
                 )
         tokens = prev_output_tokens.t()
         lengths = None if src_lengths is None or incremental_state is not None else src_lengths.cpu()
+        if lengths is not None:  # --pad-to-fixed-bsz adds rows that have no length
+            lengths = functional.pad(lengths, (0, len(prev_output_tokens) - len(lengths)))
         if lengths is not None and int(lengths.min()) == len(tokens):
             lengths = None
         outputs, h, c = self._run_layers(self._embed(tokens), state, lengths)
