@@ -51,7 +51,10 @@ def cuda_obstacle() -> str | None:
     nvcc = Path(cpp_extension.CUDA_HOME or "", "bin", "nvcc")
     if cpp_extension.CUDA_HOME is None or not nvcc.is_file():
         return f"{start} and nvcc was not found; install the CUDA {wanted} toolkit, or set CUDA_HOME to where it is"
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    try:
+        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    except OSError as error:
+        return f"{start} and {nvcc} cannot be run ({error.strerror}); install the CUDA {wanted} toolkit anew"
     release = re.search(r"release (\d+)\.(\d+)", version)
     if release is None:
         return f"{start} and {nvcc} --version does not tell its release; install the CUDA {wanted} toolkit"
@@ -90,6 +93,17 @@ def extension() -> Extension:
     return kind(NAME, sources(cuda=not obstacle), extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS})
 
 
+def check_loads(library: Path) -> None:
+    """Raises RuntimeError, and removes the library, where it does not load: a compiler may ask for an OpenMP runtime
+    that torch does not bring, as clang does."""
+    load = "import ctypes, sys, torch; ctypes.CDLL(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", load, str(library)], capture_output=True, text=True)
+    if done.returncode != 0:
+        library.unlink()
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise RuntimeError(f"they were built and do not load; another compiler may help (CXX=g++): {said}")
+
+
 class BuildKernels(BuildExtension):
     """build_ext that leaves the kernels out, and says so, where they cannot be built."""
 
@@ -110,6 +124,7 @@ class BuildKernels(BuildExtension):
         super().run()
 
     def build_extensions(self) -> None:
+        obstacle = None
         try:
             if torch_error is not None:
                 raise RuntimeError(
@@ -121,6 +136,7 @@ class BuildKernels(BuildExtension):
                 say(obstacle)
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(CUDA_ARCHITECTURES) + "+PTX")
             super().build_extensions()
+            check_loads(Path(self.get_ext_fullpath(NAME)))
         except Exception as error:  # a compiler's, a linker's, or torch's in its checks of them
             if os.environ.get("FAIRSEQ_G2LSTM_REQUIRE_KERNELS") == "1":
                 raise

@@ -163,8 +163,8 @@ def _(x, seed, p):
 @torch.library.register_fake("g2lstm::cross_entropy")
 def _(logits, targets, ignore_index):
     _check_devices(logits, targets, seed=None)
-    state = state_dtype(logits)
-    return tuple(logits.new_empty(shape, dtype=state) for shape in ((), (), logits.shape[:1]))
+    nll, smooth = (logits.new_empty((), dtype=state_dtype(logits)) for _ in range(2))
+    return nll, smooth, logits.new_empty(logits.shape[:1], dtype=torch.float64)
 
 
 @torch.library.register_fake("g2lstm::cross_entropy_backward")

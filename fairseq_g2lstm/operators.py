@@ -7,6 +7,7 @@ work under autograd, torch.autocast and torch.compile. They have no second deriv
 Symbols: T time steps, B batch, I inputs, H units, L layers, S source positions, E source units.
 """
 
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -20,8 +21,14 @@ from . import reference
 from .reference import AttentionMemory, CellWeights, DecoderOutput, Factor, PackedWeight, unpacked
 from .settings import GateMode
 
+
+def release_of(version: str) -> str:
+    """The numbers of a version of torch, without what follows them in nightly builds and in those of others."""
+    return re.match(r"\d+(\.\d+)*", version)[0]
+
+
 _built_for = import_module("fairseq_g2lstm._kernels").TORCH_VERSION  # the import registers the operators
-if _built_for != torch.__version__.split("+")[0]:
+if _built_for != release_of(torch.__version__):
     raise ImportError(f"they were built for torch {_built_for}, and this is {torch.__version__}")
 
 from . import fakes  # noqa: E402, F401  - it needs the operators, and gives them their fake kernels
@@ -66,7 +73,8 @@ def lstm_layer(
     if isinstance(w_ih, PackedWeight) or isinstance(w_hh, PackedWeight):
         if x.device.type == "cpu" and mode.noise_prob == 0:
             weights, layout = _flat(w_ih, w_hh)
-            bias = None if b_ih is None or b_hh is None else b_ih + b_hh
+            biases = [bias for bias in (b_ih, b_hh) if bias is not None]
+            bias = sum(biases[1:], biases[0]) if biases else None
             options = reverse, mode.temperature, mode.hard, need_gates
             outputs, h_n, c_n, z = _ops.packed_layer(x, h_0, c_0, weights, layout, bias, lengths, *options)
             return outputs, h_n, c_n, z if need_gates else None
@@ -96,6 +104,8 @@ def decoder(
     need_gates: bool = False,
 ) -> DecoderOutput:
     """Stacked cells with input feeding and attention over a whole target sequence; see `reference.decoder`."""
+    if dropout_mask is not None and dropout_mask.requires_grad:
+        raise ValueError("dropout_mask has no gradient here: detach it, or use fairseq_g2lstm.ops.use_reference()")
     biases = [cell.bias for cell in cells if cell.bias is not None]
     outputs, h_n, c_n, feed_n, attention, z, *_ = _ops.decoder(
         x,

@@ -115,6 +115,18 @@ def test_a_failing_compiler_leaves_the_package_without_kernels_and_says_so(tree)
     assert not libraries(tree)
 
 
+@needs_compiler
+def test_a_library_that_does_not_load_is_no_build(tree):
+    # as one that clang built with OpenMP, whose runtime torch does not bring
+    source = tree / "kernels" / "binding" / "schema.cpp"
+    source.write_text(source.read_text().replace('"number", NUMBER', '"number", __kmpc_global_thread_num()'))
+    source.write_text("extern \"C\" int __kmpc_global_thread_num();\n" + source.read_text())
+    done = run_setup(tree, "build_ext", "--inplace")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"built and do not load; .*CXX=g\+\+.*undefined symbol", done.stderr), done.stderr
+    assert not libraries(tree)
+
+
 @pytest.mark.parametrize("fault", ["torch", "compiler"])
 def test_required_kernels_that_cannot_be_built_fail_the_install(tree, no_torch, fault):
     env = no_torch if fault == "torch" else {"CC": "false", "CXX": "false"}
@@ -133,6 +145,7 @@ def test_required_kernels_that_cannot_be_built_fail_the_install(tree, no_torch, 
         ("12.4", None, True, "nvcc was not found; install the CUDA 12 toolkit"),
         ("12.4", "release 13.0, V13.0.88", True, "is of CUDA 13.0; install the CUDA 12 toolkit"),
         ("12.4", "no such thing", True, "does not tell its release"),
+        ("12.4", "what nobody may run", True, "cannot be run (Permission denied)"),
         ("13.0", "release 13.2, V13.2.1", False, "no libcudart.so to link with; set CUDA_HOME"),
         ("13.0", "release 13.2, V13.2.1", True, None),
     ],
@@ -147,7 +160,7 @@ def test_cuda_kernels_are_built_where_torch_and_nvcc_are_of_one_release(
         nvcc = tmp_path / "bin" / "nvcc"
         nvcc.parent.mkdir()
         nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, {nvcc_says}'\n")
-        nvcc.chmod(0o755)
+        nvcc.chmod(0o644 if nvcc_says == "what nobody may run" else 0o755)
     monkeypatch.delenv("FAIRSEQ_G2LSTM_CUDA", raising=False)
     monkeypatch.setattr(torch.version, "cuda", built_for)
     monkeypatch.setattr(setup.cpp_extension, "CUDA_HOME", str(tmp_path))

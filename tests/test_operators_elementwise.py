@@ -174,6 +174,15 @@ def test_gradient_of_one_loss_alone(weights, dtype):
     assert torch.equal(found, losses_and_gradient(ops.cross_entropy, leaf, targets, weights)[2])
 
 
+@pytest.mark.parametrize("offset", [100.0, -2000.0, 20_000.0])
+def test_the_gradient_keeps_its_digits_where_all_logits_are_far_from_0(offset):
+    logits, targets = problem(6, 37, F32)
+    logits = logits + offset
+    found = losses_and_gradient(ops.cross_entropy, logits, targets)[2]
+    expected = losses_and_gradient(reference.cross_entropy, logits.double(), targets)[2]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("ignored", [-100, -1, 0, 4])
 def test_ignored_rows_count_for_nothing(ignored):
     logits, targets = problem(8, 9, F64)

@@ -506,10 +506,8 @@ def test_layers_backward_refuses_saved_tensors_of_other_sizes(name):
         )
 
 
-@pytest.mark.parametrize(
-    "name", ["outputs", "attention", "gates", "cells", "hiddens", "undropped", "keys", "values"]
-)
-def test_decoders_backward_refuses_saved_tensors_of_other_sizes(name):
+def decoders_backward(change: Callable[[dict[str, Tensor]], None]) -> list[Tensor]:
+    """Gradients of a decoder whose saved tensors are changed before."""
     case = DecoderCase(n_steps=2, n_rows=2, h_size=5)
     (x, h_0, c_0, feed_0, cells, *attention), _ = case.arguments(case.tensors())
     states, weights = (x, h_0, c_0, feed_0), ([cell.w_ih for cell in cells], [cell.w_hh for cell in cells])
@@ -519,11 +517,43 @@ def test_decoders_backward_refuses_saved_tensors_of_other_sizes(name):
     )
     names = ("outputs", "", "", "", "attention", "", "gates", "cells", "hiddens", "undropped", "keys", "values")
     saved = {key: t for key, t in zip(names, returned, strict=True) if key}
-    saved[name] = saved[name][:1]
+    change(saved)
+    return torch.ops.g2lstm.decoder_backward(
+        torch.ones(2, 2, 5), *[None] * 4, *states, *weights, *attention, *saved.values(), *options
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["outputs", "attention", "gates", "cells", "hiddens", "undropped", "keys", "values"]
+)
+def test_decoders_backward_refuses_saved_tensors_of_other_sizes(name):
     with pytest.raises((ValueError, RuntimeError)):
-        torch.ops.g2lstm.decoder_backward(
-            torch.ones(2, 2, 5), *[None] * 4, *states, *weights, *attention, *saved.values(), *options
-        )
+        decoders_backward(lambda saved: saved.update({name: saved[name][:1]}))
+
+
+def test_decoders_backward_reads_outputs_of_any_strides():
+    def transpose(saved: dict[str, Tensor]) -> None:
+        saved["outputs"] = saved["outputs"].transpose(0, 1).contiguous().transpose(0, 1)
+
+    found, expected = decoders_backward(transpose), decoders_backward(lambda _: None)
+    assert torch.equal(found[0], expected[0]) and found[0].any()
+
+
+def test_a_mask_of_dropout_that_needs_a_gradient_is_refused():
+    case = DecoderCase(dropout=True)
+    (*arguments, mask), options = case.arguments(case.tensors())
+    with pytest.raises(ValueError, match="dropout_mask has no gradient here: detach it"):
+        ops.decoder(*arguments, mask.requires_grad_(), **options)
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("2.13.0+cpu", "2.13.0"), ("2.6.0a0+ecf3bae40a.nv25.01", "2.6.0"), ("2.15.0.dev20261101+cu130", "2.15.0")],
+)
+def test_kernels_are_of_a_release_of_torch_whatever_stands_behind_its_numbers(version, expected):
+    from fairseq_g2lstm.operators import release_of
+
+    assert release_of(version) == expected
 
 
 # What only a direct call can do wrong

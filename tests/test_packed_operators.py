@@ -147,6 +147,20 @@ def test_a_layers_long_products_add_to_what_is_there():
 
 
 @needs_kernels
+@pytest.mark.parametrize("given", [(True, False), (False, True), (False, False)], ids=str)
+def test_a_layer_has_the_biases_that_are_given(given: tuple[bool, bool]):
+    w_ih, w_hh = (KINDS["integers"](matrix(28, size)) for size in (11, 7))
+    biases = [numbers(28, seed=6 + i) if there else None for i, there in enumerate(given)]
+    arguments = numbers(5, 4, 11), numbers(4, 7), numbers(4, 7, seed=5), w_ih, w_hh, *biases
+    with torch.no_grad():
+        found = ops.lstm_layer(*arguments, mode=MODE)
+        with ops.use_reference():
+            expected = ops.lstm_layer(*arguments, mode=MODE)
+    for value, other in zip(found[:3], expected[:3], strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
 @pytest.mark.parametrize("reference", [False, True])
 def test_with_hard_gates_a_layer_is_the_unpacked_ones(reference: bool):
     # where the sign of a sum decides, left sides of 16 bits would tip gates: of 192,000 some are within 1e-5 of 0, but

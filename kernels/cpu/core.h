@@ -203,11 +203,11 @@ struct CrossEntropy {
   const std::int64_t* targets = nullptr;  // (N,), each a class or ignore_index
   std::int64_t classes = 0;
   std::int64_t ignore_index = -1;
-  F* log_normalizer = nullptr;  // (N,) log of the sum of exponentials: written forward, read backward
-  double* nll = nullptr;        // (N,), 0 where ignored
-  double* smooth = nullptr;     // (N,)
-  F* grad = nullptr;            // (N, V), of the logits
-  F grad_nll = 0;               // of the summed nll
+  double* log_normalizer = nullptr;  // (N,) log of the sum of exponentials: written forward, read backward
+  double* nll = nullptr;             // (N,), 0 where ignored
+  double* smooth = nullptr;          // (N,)
+  F* grad = nullptr;                 // (N, V), of the logits
+  F grad_nll = 0;                    // of the summed nll
   F grad_smooth = 0;
 };
 

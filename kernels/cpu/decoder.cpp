@@ -118,7 +118,7 @@ decoder_backward(
       size, h_0_given, c_0_given, feed_0_given, all_to(w_ih_given, dtype), all_to(w_hh_given, dtype), {},
       to_state(dropout_given, dtype), dtype);
   run.gates = gates, run.cells = cells, run.hiddens = hiddens, run.attention = attention;
-  run.outputs = outputs.to(dtype);
+  run.outputs = outputs.to(dtype).contiguous();
   run.undropped = undropped;
   const bool attends = source_given.has_value();
   if (attends) run.attend(keys, values, padding_given, w_out_given->to(dtype));

@@ -37,7 +37,7 @@ CrossEntropy<F> make_task(
   task.targets = targets.const_data_ptr<std::int64_t>();
   task.classes = logits.size(1);
   task.ignore_index = ignore_index;
-  task.log_normalizer = log_normalizer.mutable_data_ptr<F>();
+  task.log_normalizer = log_normalizer.mutable_data_ptr<double>();
   return task;
 }
 
@@ -65,8 +65,8 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(
   const std::int64_t rows = logits_given.size(0);
   const auto dtype = state_dtype(logits_given);
   const Tensor logits = logits_given.to(dtype).contiguous(), targets = targets_given.contiguous();
-  Tensor log_normalizer = at::empty({rows}, logits.options());
-  Tensor nll = at::empty({rows}, logits.options().dtype(at::kDouble)), smooth = at::empty_like(nll);
+  Tensor nll = at::empty({rows}, logits.options().dtype(at::kDouble));
+  Tensor smooth = at::empty_like(nll), log_normalizer = at::empty_like(nll);
   AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::cross_entropy", [&] {
     auto task = make_task<scalar_t>(logits, targets, log_normalizer, ignore_index);
     task.nll = nll.mutable_data_ptr<double>();
@@ -82,7 +82,7 @@ Tensor cross_entropy_backward(
     const Tensor& targets_given, const Tensor& log_normalizer, std::int64_t ignore_index) {
   check_cross_entropy(logits_given, targets_given, ignore_index);
   const auto dtype = state_dtype(logits_given);
-  check_saved("log_normalizer", log_normalizer, {logits_given.size(0)}, dtype);
+  check_saved("log_normalizer", log_normalizer, {logits_given.size(0)}, at::kDouble);
   const Tensor logits = logits_given.to(dtype).contiguous(), targets = targets_given.contiguous();
   Tensor grad = at::empty_like(logits);
   AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::cross_entropy_backward", [&] {

@@ -63,7 +63,7 @@ void cross_entropy(const CrossEntropy<F>& task, std::int64_t row_begin, std::int
     const double log_normalizer = std::log(normalizer);
     const std::int64_t target = task.targets[row];
     const bool counts = target != task.ignore_index;
-    task.log_normalizer[row] = static_cast<F>(log_normalizer + highest);
+    task.log_normalizer[row] = log_normalizer + highest;
     task.nll[row] = counts ? log_normalizer - (logits[target] - highest) : 0.0;
     task.smooth[row] = counts ? log_normalizer * static_cast<double>(size) - sum : 0.0;
   }
@@ -78,11 +78,13 @@ void cross_entropy_backward(const CrossEntropy<F>& task, std::int64_t row_begin,
     const F* const logits = task.logits + row * size;
     F* const grad = task.grad + row * size;
     const bool counts = task.targets[row] != task.ignore_index;
-    const F log_normalizer = task.log_normalizer[row];
+    // In two parts, since logits of some size leave few digits of F for what is behind their point.
+    const F log_normalizer = static_cast<F>(task.log_normalizer[row]);
+    const F rest = static_cast<F>(task.log_normalizer[row] - log_normalizer);
     for (std::int64_t k = 0; k < size; k += kLanes<F>) {
       const int width = size - k < kLanes<F> ? static_cast<int>(size - k) : kLanes<F>;
       V out{};
-      if (counts) out = exp(load(logits + k, width) - log_normalizer) * scale - task.grad_smooth;
+      if (counts) out = exp(load(logits + k, width) - log_normalizer - rest) * scale - task.grad_smooth;
       store(grad + k, out, width);
     }
     if (counts) grad[task.targets[row]] -= task.grad_nll;

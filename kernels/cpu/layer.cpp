@@ -41,12 +41,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   const Noise noise = make_noise(options, seed, rows, stream);
   const bool reverse = stream % 2 == 1;
   AT_DISPATCH_FLOATING_TYPES(dtype, "g2lstm::layer", [&] {
-    const PackedWeights<scalar_t> packed({w_hh}, {size.units, 4}, size.rows, /*transposed=*/true);
-    const auto recur = [&](ForwardStep<scalar_t>& step) {
-      step.product = packed.product({{step.h, size.units, size.units}}, std::min(size.rows, step.product_end));
+    const auto run = [&](const auto& recur) {
+      return run_forward<scalar_t>(
+          size, h_0, c_0, lengths, options.spec<scalar_t>(), noise, reverse, recur, gates, outputs, cells, z);
     };
-    h_n = run_forward<scalar_t>(
-        size, h_0, c_0, lengths, options.spec<scalar_t>(), noise, reverse, recur, gates, outputs, cells, z);
+    if (size.steps == 1) {  // packed weights would serve one product alone, and take longer to make
+      h_n = run([&](ForwardStep<scalar_t>&) { flat.addmm_(h_0, w_hh.t()); });
+      return;
+    }
+    const PackedWeights<scalar_t> packed({w_hh}, {size.units, 4}, size.rows, /*transposed=*/true);
+    h_n = run([&](ForwardStep<scalar_t>& step) {
+      step.product = packed.product({{step.h, size.units, size.units}}, std::min(size.rows, step.product_end));
+    });
   });
   const auto given = x_given.scalar_type();
   return {
@@ -60,7 +66,8 @@ void run_backward(
     const GateSpec<F>& spec, bool reverse, const Tensor& grad_a, const Tensor& grad_bias) {
   const Columns columns{size.units, 1};
   const bool sums = splits_blocks_alone(core<F>().blocks(columns), size.rows);
-  const PackedWeights<F> packed({w_hh}, columns, size.rows);
+  PackedWeights<F> packed;  // a single step has no later one
+  if (size.steps > 1) packed = PackedWeights<F>({w_hh}, columns, size.rows);
   const std::int64_t state_size = size.rows * size.units;
   const auto ends = active_ends(lengths, size.steps, size.rows);
   const F* const cell = cells.const_data_ptr<F>();

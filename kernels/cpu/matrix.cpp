@@ -59,12 +59,8 @@ void set_start(MatrixProduct<float>& task, const Tensor& start, std::int64_t col
 constexpr std::int64_t kTilesOfK = 32;      // at a time
 constexpr std::int64_t kTilesAtOnce = 768;  // of the larger side, in planes: less than the second cache
 constexpr std::int64_t kMostAtOnce = 512;   // rows or columns of the larger side
-constexpr std::int64_t kLargestStride = 1 << 27;  // 16 of which 32 bits hold
 
-bool can_be_split(const Tensor& side) {
-  const std::int64_t first = side.stride(0), second = side.stride(1);
-  return side.scalar_type() == at::kFloat && (first == 1 || second == 1 || std::max(first, second) < kLargestStride);
-}
+bool can_be_split(const Tensor& side) { return side.scalar_type() == at::kFloat && is_within_reach(side); }
 
 bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start) {
   const Core<float>& kernels = core<float>();

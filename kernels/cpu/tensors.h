@@ -1,6 +1,7 @@
 // What the CPU operators share: packed weights, noise and threads from tensors.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <vector>
 
@@ -25,6 +26,14 @@ constexpr std::int64_t kFewInPlanes = 1 << 22;
 // A tile of the left side is read again for each panel of the right one: so many bytes where they lie, more packed.
 constexpr std::size_t kFirstCache = 48 << 10;
 
+constexpr std::int64_t kLargestStride = 1 << 27;  // 16 of which 32 bits hold
+
+// Whether a matrix can be read into planes, 16 rows or columns at a time.
+inline bool is_within_reach(const Tensor& matrix) {
+  const std::int64_t first = matrix.stride(0), second = matrix.stride(1);
+  return first == 1 || second == 1 || std::max(first, second) < kLargestStride;
+}
+
 // Weights of a product's operands, packed one below the other for products with `rows` rows of a left side.
 template <class F>
 class PackedWeights {
@@ -34,8 +43,10 @@ class PackedWeights {
   // Weights (K, N), or (N, K) as torch.nn.Linear has them where `transposed`.
   PackedWeights(std::vector<Tensor> weights, const Columns& columns, std::int64_t rows, bool transposed = false)
       : held_(std::move(weights)) {
+    bool can_be_split = true;
     for (const Tensor& w : held_) {
       const int k = transposed ? 1 : 0;
+      can_be_split &= is_within_reach(w);
       parts_.push_back({w.const_data_ptr<F>(), w.stride(k), w.stride(1 - k), w.size(k)});
       size_k_ += w.size(k);
       k_tiles_ += tiles_of_k(w.size(k));
@@ -43,7 +54,7 @@ class PackedWeights {
     const bool a_thread_has_all_rows = core<F>().blocks(columns) >= at::get_num_threads();
     const bool worth = core<F>().split_right != nullptr && a_thread_has_all_rows && rows >= kFewRowsInPlanes &&
         rows * size_k_ * columns.size * columns.groups >= kFewInPlanes;
-    if (worth && split(columns, rows)) return;
+    if (worth && can_be_split && split(columns, rows)) return;
     pack(columns);
     const bool in_first_cache = core<F>().tile_rows * size_k_ * sizeof(F) <= kFirstCache;
     if (!in_first_cache && a_thread_has_all_rows && rows > 1) left_ = at::empty({rows * size_k_}, held_[0].options());
