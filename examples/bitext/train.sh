@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train one model on prepared data; the same recipe for fairseq's own LSTM and for G2-LSTM.
 #   bash examples/bitext/train.sh DATA_BIN SAVE_DIR ARCH [fairseq-train options; later ones win]
-# Called again, it goes on from SAVE_DIR/checkpoint_last.pt. PYTHON names the interpreter to use,
-# LAUNCHER a command that starts it on several GPUs (see examples/wmt14_en_de/train.sh).
+# Called again, it goes on from SAVE_DIR/checkpoint_last.pt, unless that is of a training with other options. PYTHON names
+# the interpreter to use, LAUNCHER a command that starts it on several GPUs (see examples/wmt14_en_de/train.sh).
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
@@ -25,21 +25,31 @@ if [[ $arch == g2lstm* ]]; then
 fi
 
 # The plugin also lets torch load fairseq's checkpoints safely, so a stock arm needs it to resume.
+arguments=("$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}"
+    --arch "$arch" --encoder-bidirectional --dropout 0.3
+    --encoder-dropout-in 0.3 --encoder-dropout-out 0.3
+    --decoder-dropout-in 0.3 --decoder-dropout-out 0.3
+    --criterion "$criterion" --label-smoothing 0.1
+    --optimizer adam --clip-norm 1.0
+    --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 400
+    --max-tokens 2000 --max-epoch 15 --seed 1 --update-epoch-batch-itr True
+    --no-epoch-checkpoints --log-format simple --log-interval 50
+    --save-dir "$save_dir" "$@")
 mkdir -p "$save_dir"
+if [ "${NODES:-1}" = 1 ] && command -v flock >/dev/null; then
+    # held by fairseq too, which may outlive this script; one that was told to end has some seconds for it
+    exec 9>>"$save_dir/.lock"
+    if ! flock --wait 5 9; then
+        echo "error: another training is running in $save_dir; end it first, or give another SAVE_DIR" >&2
+        exit 1
+    fi
+fi
 if [ -f "$save_dir/checkpoint_last.pt" ]; then
-    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$python" -m examples.common.checkpoints "$save_dir"
+    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONWARNINGS=ignore \
+        "$python" -m examples.bitext.same_training "$save_dir" "${arguments[@]}"
 fi
 launcher=("$python")
 if [ -n "${LAUNCHER:-}" ]; then
     read -ra launcher <<<"$LAUNCHER"
 fi
-"${launcher[@]}" -m fairseq_cli.train "$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}" \
-    --arch "$arch" --encoder-bidirectional --dropout 0.3 \
-    --encoder-dropout-in 0.3 --encoder-dropout-out 0.3 \
-    --decoder-dropout-in 0.3 --decoder-dropout-out 0.3 \
-    --criterion "$criterion" --label-smoothing 0.1 \
-    --optimizer adam --clip-norm 1.0 \
-    --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 400 \
-    --max-tokens 2000 --max-epoch 15 --seed 1 --update-epoch-batch-itr True \
-    --no-epoch-checkpoints --log-format simple --log-interval 50 \
-    --save-dir "$save_dir" "$@" 2>&1 | tee -a "$save_dir/train.log"
+"${launcher[@]}" -m fairseq_cli.train "${arguments[@]}" 2>&1 | tee -a "$save_dir/train.log"

@@ -1,7 +1,4 @@
-"""What a training that was ended at any moment can go on from.
-
-    python -m examples.common.checkpoints SAVE_DIR
-"""
+"""What a training that was ended at any moment can go on from."""
 
 import os
 import shutil
@@ -9,7 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from examples.common.errors import UserError, run_main
+from examples.common.errors import UserError
 from examples.common.files import part_path
 
 
@@ -32,14 +29,3 @@ def replace_cut_off(save_dir: Path) -> None:
         shutil.copyfile(newest, part_path(copy))
         os.replace(part_path(copy), copy)
         print(f"{copy} was cut off: {newest.name} takes its place", file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    """The command."""
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m examples.common.checkpoints SAVE_DIR")
-    replace_cut_off(Path(sys.argv[1]))
-
-
-if __name__ == "__main__":
-    run_main(main)

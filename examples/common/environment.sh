@@ -4,10 +4,10 @@ root=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python}
 if ! gpus=$("$python" -c 'import fairseq_cli, torch; print(torch.cuda.device_count())' 2>/dev/null)
 then
-    # once more, for its last words, which tell a missing package from a broken one
-    "$python" -c 'import fairseq_cli, torch' 2>&1 | tail -n 1 >&2 || true
     echo "error: $python cannot import torch and fairseq; activate the project's environment," \
         "or name its interpreter: PYTHON=PATH bash $0 …" >&2
+    # its last words tell a missing package from a broken one
+    { "$python" -c 'import fairseq_cli, torch' 2>&1 || true; } | tail -n 1 >&2
     exit 1
 fi
 device=()

@@ -71,7 +71,7 @@ arguments=("$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}" "${model
     --log-format simple --log-interval 200 --save-dir "$save_dir" "$@")
 export_examples=PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 if [ -n "${ONLY_CHECK:-}" ]; then
-    exec env "$export_examples" PYTHONWARNINGS=ignore "$python" -m examples.ptb.fairseq_options "${arguments[@]}"
+    exec env "$export_examples" PYTHONWARNINGS=ignore "$python" -m examples.common.fairseq_options "${arguments[@]}"
 fi
 mkdir -p "$save_dir"
 if command -v flock >/dev/null; then

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from examples.common.errors import UserError
+from examples.common.fairseq_log import architecture, optimizer, setting, settings_of_line, start_of_line
 
-_SETTINGS = re.compile(r"\| fairseq_cli\.train \| (\{'_name'.*)")
+__all__ = ["Training", "Validation", "architecture", "optimizer", "read_training", "setting", "settings_of_line"]
+
 _VALIDATION = re.compile(r"\| valid \| epoch (\d+) .*\| loss (\S+) .*\| ppl (\S+) .*\| num_updates (\d+)")
 _EPOCH = re.compile(r"\| train \| epoch (\d+) .*\| wps (\S+) ")
 _STEP = re.compile(r"\| train_inner \| epoch (\d+): +(\d+) / (\d+) .*\bnum_updates=(\d+)")
-_START = re.compile(r"(No existing checkpoint found)|Loaded checkpoint .* \(epoch (\d+) @ (\d+) updates\)")
 _PARAMETERS = re.compile(r"num\. shared model params: .*\(num\. trained: ([\d,]+)\)")
 
 
@@ -74,40 +74,6 @@ class Training:
         return {validation.epoch: validation.perplexity for validation in self.validations}
 
 
-def setting(settings: str, name: str) -> Any:
-    """The first value of an option in fairseq's options as it logs them; None where there is none.
-
-    fairseq writes some groups of options as dictionaries, `'lr': [1.0]`, and others as `lr=[1.0]`, and choices
-    without quotes. What looks like an option inside another one's value, such as a folder's name, is none.
-    """
-    key = rf"(?:(?<=[ {{(])'{name}': |(?<=[ (]){name}=)"
-    found = re.search(rf"{key}(\[[^]]*\]|\{{'_name': '[^']*'|'[^']*'|[^,)}}]+)", settings)
-    if found is None:
-        return None
-    text = found[1].removeprefix("{'_name': ")
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return None if text.startswith("Namespace") else text
-
-
-def optimizer(settings: str) -> str:
-    """The optimiser's name, which stands among its options or, where these are a model's too, beside them."""
-    named = setting(settings, "optimizer") or setting(settings.partition("optimizer': Namespace")[2], "optimizer")
-    return str(named)
-
-
-def architecture(settings: str) -> str:
-    """The model's name, or that of its architecture."""
-    return str(setting(settings, "model") or setting(settings.partition("'model': Namespace")[2], "arch"))
-
-
-def settings_of_line(line: str) -> str | None:
-    """fairseq's options, where the line is the one that tells them."""
-    found = _SETTINGS.search(line)
-    return None if found is None else found[1]
-
-
 @dataclass(frozen=True)
 class Step:
     """Where a training is inside an epoch.
@@ -156,10 +122,10 @@ def read_training(log: Path) -> Training:
             found = settings_of_line(line)
             if found is not None:
                 settings, finished = found, False
-            start = _START.search(line)
+            start = start_of_line(line)
             if start is not None:
-                sessions = [*([] if start[1] else sessions), settings or ""]
-                epochs, updates = (0, 0) if start[1] else (int(start[2]) - 1, int(start[3]))
+                sessions = [*(sessions if start.goes_on else []), settings or ""]
+                epochs, updates = start.epochs, start.updates
                 validations = {u: validation for u, validation in validations.items() if u <= updates}
                 speeds = {e: speed for e, speed in speeds.items() if e <= epochs}
             validation = validation_of_line(line)

@@ -1,6 +1,6 @@
 """fairseq-train's options, read without training.
 
-    python -m examples.ptb.fairseq_options [all of fairseq-train's arguments]
+    python -m examples.common.fairseq_options [all of fairseq-train's arguments]
 
 fails with fairseq's own sentence where fairseq-train would refuse them.
 """
