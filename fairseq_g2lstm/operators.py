@@ -24,7 +24,8 @@ from .settings import GateMode
 
 def release_of(version: str) -> str:
     """The numbers of a version of torch, without what follows them in nightly builds and in those of others."""
-    return re.match(r"\d+(\.\d+)*", version)[0]
+    found = re.match(r"\d+(\.\d+)*", version)
+    return found[0] if found else version
 
 
 _built_for = import_module("fairseq_g2lstm._kernels").TORCH_VERSION  # the import registers the operators

@@ -200,6 +200,16 @@ def test_module_compiled_without_graph_breaks_equals_eager(training):
         assert_near(found, expected, 1e-6)
 
 
+def test_an_exported_module_computes_the_same():
+    lstm = G2LSTM(5, 6, 2, bidirectional=True).eval()
+    x = torch.randn(4, 3, 5)
+    program = torch.export.export(lstm, (x,))
+    with torch.no_grad():
+        (found, states), (expected, expected_states) = program.module()(x), lstm(x)
+    for one, other in zip((found, *states), (expected, *expected_states), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_cell_that_is_given_the_steps_number_is_compiled_once_for_all_steps():
     torch.manual_seed(0)
     cell, seed = G2LSTMCell(5, 6).train(), torch.tensor(SEED)
