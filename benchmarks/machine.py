@@ -14,6 +14,7 @@ import torch
 from fairseq_g2lstm import ops
 
 ROOT = Path(__file__).resolve().parent.parent
+_CHOOSE_KERNELS = ("G2LSTM_CPU_CAPABILITY", "G2LSTM_CPU_PRODUCTS", "G2LSTM_CUDA_LAYER")
 _PACKAGES = {"numpy": "numpy", "fairseq": "ve-fairseq", "triton": "triton", "flashrnn": "flashrnn"}
 
 
@@ -66,7 +67,7 @@ def kernels_missing(device: str) -> str | None:
 
 def command() -> str:
     """The command line, without the folders of this machine, after the variables that choose kernels."""
-    chosen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("G2LSTM_")]
+    chosen = [f"{name}={os.environ[name]}" for name in _CHOOSE_KERNELS if name in os.environ]
     return shlex.join([*chosen, "python", "-m", "benchmarks.run", *map(shown, sys.argv[1:])])
 
 

@@ -169,7 +169,7 @@ def persistent_workload(run: Workload, x: Tensor, hidden_size: int) -> Workload:
         hidden_size: of the layer.
 
     Raises:
-        Unavailable: the device is none of CUDA's, or the layer does not fit it.
+        Unavailable: the device is none of CUDA's, or has no such kernel for the layer.
     """
 
     def run_persistent() -> object:
@@ -180,7 +180,7 @@ def persistent_workload(run: Workload, x: Tensor, hidden_size: int) -> Workload:
         raise Unavailable("it is a kernel of CUDA's")
     with _environment(G2LSTM_CUDA_LAYER="persistent"):
         if torch.ops.g2lstm.cuda_layer(x.dtype, *x.shape[:2], hidden_size) != "persistent":
-            raise Unavailable("so many units do not fit the device")
+            raise Unavailable("the device has no persistent kernel for this dtype and these units")
     return run_persistent
 
 

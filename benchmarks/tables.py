@@ -78,7 +78,7 @@ def end_to_end_markdown(result: Result) -> str:
         f"The arms saw {_same(same)} batches, by their target tokens.",
         "",
         f"Translated: {translation['sentences']:,} sentences, with a stock checkpoint of "
-        f"{translation['checkpoint_updates']:,} updates and the same converted to `g2lstm`; "
+        f"{translation['checkpoint_updates'] or 'unknown'} updates and the same converted to `g2lstm`; "
         f"{translation['identical']:,} hypotheses are the same in both.",
         "",
         _data_and_recipe(settings),

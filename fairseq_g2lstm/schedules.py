@@ -30,6 +30,11 @@ class Schedule:
     updates: int | None
     check: Callable[[str, float], None]
 
+    @property
+    def is_given(self) -> bool:
+        """Whether it can give another value than the model's option."""
+        return self.kind != "constant" or self.start is not None
+
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:
             raise ValueError(f"{self.name}-schedule must be one of {', '.join(SCHEDULES)}, got {self.kind!r}")

@@ -314,7 +314,7 @@ void launch(const AttentionBackward<T>& step, StreamHandle) {
 void launch(const RandomWords& words, StreamHandle) { launch_units(words); }
 
 template <class T>
-bool fits_one_launch(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
+bool fits_persistent(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
   return plan_sequence<T>(kLimits, n_steps, n_rows, h_size).n_rows > 0;
 }
 template <class T>

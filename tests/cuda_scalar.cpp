@@ -29,7 +29,7 @@ void plan(
   const SequencePlan plan = plan_sequence<T>(device, n_steps, n_rows, h_size);
   out[0] = plan.n_rows, out[1] = 0;
   if (plan.n_rows == 0) return;
-  unsigned counters[1];
+  static unsigned counters[64];
   ForwardSequence<T> sequence;
   sequence.cell.n_rows = n_rows;
   sequence.arrived = counters;

@@ -140,8 +140,8 @@ def test_a_mistake_ends_with_one_line(tiny_data, translation, tmp_path, capsys, 
 
 @pytest.mark.parametrize(
     ("symbols", "expected"),
-    [(["a@@", "b", "c"], "ab c"), (["▁a", "b", "▁c"], "ab c"), (["a", "b", "c"], "a b c")],
-    ids=["subword-nmt", "sentencepiece", "words"],
+    [(["a@@", "b", "c"], "ab c"), (["▁a", "b", "▁c"], "ab c"), (["a", "b", "c"], "a b c"), (["a@@", "b", "▁"], "ab ▁")],
+    ids=["subword-nmt", "sentencepiece", "words", "an odd word"],
 )
 def test_pieces_of_words_are_put_together_for_the_score(symbols, expected):
     dictionary = Dictionary()

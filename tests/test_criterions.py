@@ -368,24 +368,25 @@ def test_bad_options_get_a_sentence(task, options, sentence):
 
 
 @pytest.mark.parametrize(
-    ("gate_type", "said", "logged"),
+    ("gate_type", "eval_mode", "without", "logged"),
     [
-        ("gumbel", [], (1.0, 0.2)),
-        ("sharpened", ["--gate-noise-schedule changes nothing: gates of type sharpened have no noise"], (1.0, 0.0)),
-        (
-            "sigmoid",
-            ["--gate-temperature-schedule changes nothing: gates of type sigmoid have no temperature",
-             "--gate-noise-schedule changes nothing: gates of type sigmoid have no noise"],
-            (1.0, 0.0),
-        ),
+        ("gumbel", "auto", [], (1.0, 0.2)),
+        ("sharpened", "auto", ["noise"], (1.0, 0.0)),
+        ("sigmoid", "auto", ["noise", "temperature"], (1.0, 0.0)),
+        ("sigmoid", "tempered", ["noise"], (1.0, 0.0)),
     ],
-)  # fmt: skip
-def test_a_schedule_of_what_a_gate_type_does_not_have_is_said_once(task, sample, caplog, gate_type, said, logged):
+)
+def test_a_schedule_of_what_gates_do_not_have_is_said_once(
+    task, sample, caplog, gate_type, eval_mode, without, logged
+):
     criterion = criterion_of(task, "g2lstm_cross_entropy", *TEMPERATURE, *NOISE)
-    model = build(task, gate_type=gate_type)
+    model = build(task, gate_type=gate_type, gate_eval_mode=eval_mode)
     for _ in range(2):
         _, _, log = criterion(model, sample)
-    assert [record.getMessage() for record in caplog.records if "changes nothing" in record.getMessage()] == said
+    said = [record.getMessage() for record in caplog.records if "changes nothing" in record.getMessage()]
+    assert said == [
+        f"the schedule of --gate-{what} changes nothing: gates of type {gate_type} have no {what}" for what in without
+    ]
     assert (log["gumbel_temperature"], log["gumbel_noise_prob"]) == pytest.approx(logged)
 
 

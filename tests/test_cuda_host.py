@@ -130,6 +130,7 @@ def test_threads_take_every_cell_once_whatever_their_number(scalar, n_rows, h_si
         ("float", 128, 256, 32, [4]),
         ("float", 1, 1152, 0, []),  # 144 blocks
         ("float", 1, 0, 0, []),
+        ("half", 0, 256, 0, []),
     ],
 )
 def test_the_blocks_of_a_launch_run_at_the_same_time_and_those_of_all_launches_have_every_row(

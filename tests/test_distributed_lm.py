@@ -64,7 +64,7 @@ def test_two_ranks_of_two_rows_train_what_one_of_four_trains(tiny_text: Path, tm
 # the second draws the blocks' lengths, and stops after the averaging has begun
 @pytest.mark.parametrize(
     ("options", "n_rows", "middle", "last"),
-    [([], 4, 7, LAST), ([*RECIPE, "--batch-size", 4], 8, 103, 110)],
+    [([], 4, 7, LAST), ([*RECIPE, "--batch-size", 4], 8, 125, 132)],
     ids=["sgd", "nt_asgd"],
 )
 def test_two_ranks_go_on_inside_an_epoch_bit_for_bit(

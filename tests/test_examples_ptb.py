@@ -23,11 +23,12 @@ from lm_runs import write_text
 from test_examples_scripts import last, stub
 
 from examples.common.errors import UserError
+from examples.common.fairseq_log import setting
+from examples.common.same_training import check_same_training
 from examples.common.stages import Stages
 from examples.ptb import compare, evaluation, prepare, progress, run
-from examples.ptb.same_training import check_same_training
-from examples.ptb.train_log import read_training, setting
-from examples.ptb.trained_runs import read_run
+from examples.ptb.train_log import read_training
+from examples.ptb.trained_runs import identity, read_run
 
 # the last ones win over the recipe small
 TINY = ["--decoder-embed-dim", "8", "--decoder-hidden-size", "8", "--decoder-out-embed-dim", "8", "--log-interval", "2"]
@@ -337,9 +338,9 @@ def test_the_script_tells_the_time_left_and_goes_on_with_the_same_training_alone
     arguments = launched(tmp_path / "stub", "small", "gumbel", *TINY, "--max-epoch", "3")
     arguments = arguments[arguments.index("fairseq_cli.train") + 1 :]
     arguments[0] = str(data)
-    check_same_training(save_dir, arguments)
-    check_same_training(save_dir, [*arguments, "--lr", "fast"])  # fairseq-train's to refuse
-    check_same_training(tmp_path, [*arguments, "--seed", "2"])  # where no training is
+    check_same_training(save_dir, arguments, identity)
+    check_same_training(save_dir, [*arguments, "--lr", "fast"], identity)  # fairseq-train's to refuse
+    check_same_training(tmp_path, [*arguments, "--seed", "2"], identity)  # where no training is
     elsewhere = str(shutil.copytree(data, tmp_path / "data-bin"))
     for changed, named in (
         ([elsewhere, *arguments[1:]], f"data {data}"),
@@ -348,7 +349,7 @@ def test_the_script_tells_the_time_left_and_goes_on_with_the_same_training_alone
         ([*arguments, "--decoder-embed-dim", "9", "--valid-subset", "test"], "decoder_embed_dim 8, valid_subset valid"),
     ):
         with pytest.raises(UserError, match=f"with other options {re.escape(f'({named})')}"):
-            check_same_training(save_dir, changed)
+            check_same_training(save_dir, changed, identity)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import sys
 import time
 
 from examples.common.durations import in_words
-from examples.ptb.train_log import Validation, setting, settings_of_line, step_of_line, validation_of_line
+from examples.common.fairseq_log import setting, settings_of_line
+from examples.ptb.train_log import Validation, step_of_line, validation_of_line
 
 
 class TimeLeft:

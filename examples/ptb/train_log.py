@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.common.errors import UserError
-from examples.common.fairseq_log import architecture, optimizer, setting, settings_of_line, start_of_line
-
-__all__ = ["Training", "Validation", "architecture", "optimizer", "read_training", "setting", "settings_of_line"]
+from examples.common.fairseq_log import setting, settings_of_line, start_of_line
 
 _VALIDATION = re.compile(r"\| valid \| epoch (\d+) .*\| loss (\S+) .*\| ppl (\S+) .*\| num_updates (\d+)")
 _EPOCH = re.compile(r"\| train \| epoch (\d+) .*\| wps (\S+) ")

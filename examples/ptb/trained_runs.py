@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from examples.common.errors import UserError
-from examples.ptb.train_log import Training, architecture, optimizer, read_training, setting
+from examples.common.fairseq_log import architecture, optimizer, setting
+from examples.common.same_training import changed_options
+from examples.ptb.train_log import Training, read_training
 
 # Options that two trainings must have in common to be compared, beside the optimiser's name and the number of
 # parameters, and what holds where one is not given; a name above stands for that option.
@@ -151,7 +153,7 @@ def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
     training = read_training(Path(folder) / "train.log")
     if not training.validations or not training.speeds:
         raise UserError(f"{folder} is not compared: its training has not come to the end of an epoch yet")
-    changed = changed_options(training.sessions, training.settings)
+    changed = changed_options(training.sessions, training.settings, identity)
     if changed:
         raise UserError(
             f"{folder} is not compared: it was begun with other options ({', '.join(changed)}); train it anew in a "
@@ -189,30 +191,15 @@ def read_run(folder: str, result_name: str, tell_context: bool = False) -> Run:
     )
 
 
-def changed_options(sessions: Sequence[str], last: str) -> list[str]:
-    """What a session had otherwise than the last one, but for the length and the data; such as `gate_type sigmoid`.
-
-    Args:
-        sessions: fairseq's options of each, as it logs them.
-        last: those of the last.
-    """
-    expected, changed = _identity(last), []
-    for settings in sessions:
-        for name, before in _identity(settings).items():
-            if before != expected[name] and f"{name} {before}" not in changed:
-                changed.append(f"{name} {before}")
-    return changed
-
-
-def _identity(settings: str) -> dict[str, Any]:
+def identity(settings: str) -> dict[str, Any]:
     """What makes a training another one, with what holds where an earlier version had no such option."""
     usual = RECIPE | ARM
-    identity: dict[str, Any] = {"architecture": architecture(settings), "optimizer": optimizer(settings)}
+    found: dict[str, Any] = {"architecture": architecture(settings), "optimizer": optimizer(settings)}
     for name in (*SIZES, "gate_type", "criterion", "seed", "valid_subset", "batch_size_valid", *ARM, *RECIPE):
         if name not in ("max_epoch", "max_update"):
             value, otherwise = setting(settings, name), usual.get(name)
-            identity[name] = otherwise if value is None and otherwise not in usual else value
-    return identity
+            found[name] = otherwise if value is None and otherwise not in usual else value
+    return found
 
 
 def progress(training: Training) -> str:

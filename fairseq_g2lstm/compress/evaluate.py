@@ -14,6 +14,7 @@ from fairseq.sequence_scorer import SequenceScorer
 from sacrebleu.metrics import BLEU
 from torch import Tensor
 
+from ..gates.tokens import CONTINUES, marks_beginnings
 from ..loading import load_model
 from ..models.language_model import G2LSTMLanguageModel
 
@@ -135,8 +136,7 @@ class Evaluator:
 
 def segmentation_of(dictionary: Dictionary) -> str:
     """What fairseq's `Dictionary.string` is to be told, so that it puts pieces of words together again."""
-    is_sentencepiece = any(symbol.startswith("▁") for symbol in dictionary.symbols)  # where a word begins
-    return "sentencepiece" if is_sentencepiece else "@@ "
+    return "sentencepiece" if marks_beginnings(dictionary.symbols) else f"{CONTINUES} "
 
 
 def bleu(hypotheses: list[str], references: list[str]) -> float:

@@ -24,12 +24,10 @@ from ..gates.statistics import GATES, GateStatistics, Place, collect_statistics
 from ..gates.training import GateLog
 from ..models.gated import GatedModel
 from ..schedules import SCHEDULES, Schedule
-from ..settings import check_probability, check_temperature
+from ..settings import GateSettings, check_probability, check_temperature
 from .activation import ActivationConfig, RegularisedCrossEntropyCriterion
 
 logger = logging.getLogger(__name__)
-# of a gate type's schedules, of temperature and of noise, the first that it has no use for
-NO_EFFECT_FROM = {"gumbel": 2, "sharpened": 1, "sigmoid": 0}
 
 
 @dataclass
@@ -120,7 +118,7 @@ class GateScheduleMixin:
                 self.temperature_schedule.value(g2lstm.num_updates, options.temperature),
                 self.noise_schedule.value(g2lstm.num_updates, options.noise_prob),
             )
-            self._warn_of_schedules(options.gate_type)
+            self._warn_of_schedules(options)
         interval, n_updates = self.gate_stats_interval, g2lstm.num_updates
         counts: GateCounts | None = None
         statistics: dict[Place, GateStatistics] | None = None
@@ -145,15 +143,17 @@ class GateScheduleMixin:
         log["gumbel_noise_prob"] = in_training.noise_prob
         return loss, sample_size, log
 
-    def _warn_of_schedules(self, gate_type: str) -> None:
+    def _warn_of_schedules(self, options: GateSettings) -> None:
         """Says once which schedules move what gates of this type do not have."""
         if self._schedules_checked:
             return
         self._schedules_checked = True
-        for schedule in (self.temperature_schedule, self.noise_schedule)[NO_EFFECT_FROM[gate_type] :]:
-            if schedule.kind != "constant" or schedule.start is not None:
-                what = "noise" if schedule is self.noise_schedule else "temperature"
-                logger.warning(f"{schedule.name}-schedule changes nothing: gates of type {gate_type} have no {what}")
+        gates = f"gates of type {options.gate_type}"
+        if options.gate_type != "gumbel" and self.noise_schedule.is_given:
+            logger.warning(f"the schedule of --gate-noise changes nothing: {gates} have no noise")
+        # evaluation may have one where training has none
+        if options.gate_type == "sigmoid" and options.eval_mode != "tempered" and self.temperature_schedule.is_given:
+            logger.warning(f"the schedule of --gate-temperature changes nothing: {gates} have no temperature")
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from fairseq.data import Dictionary
 
 START, END = "⟨start⟩", "⟨end⟩"
-_CONTINUES = "@@"  # subword-nmt's mark: the word goes on with the next piece
+CONTINUES = "@@"  # subword-nmt's mark: the word goes on with the next piece
 _BEGINS = "▁"  # sentencepiece's mark: a word begins here
 
 
@@ -19,6 +19,13 @@ class Token(NamedTuple):
     special: bool = False
 
 
+def marks_beginnings(symbols: Iterable[str]) -> bool:
+    """Whether symbols are pieces of sentencepiece, which mark where words begin, and not where they go on."""
+    symbols = list(symbols)
+    continues = any(symbol.endswith(CONTINUES) for symbol in symbols)
+    return not continues and any(symbol.startswith(_BEGINS) for symbol in symbols)
+
+
 def readable(dictionary: Dictionary, numbers: Iterable[int], starts: bool = False) -> list[Token]:
     """A sentence's tokens.
 
@@ -28,7 +35,7 @@ def readable(dictionary: Dictionary, numbers: Iterable[int], starts: bool = Fals
     """
     numbers = list(numbers)
     symbols = [dictionary[number] for number in numbers]
-    sentencepiece = any(symbol.startswith(_BEGINS) for symbol in symbols)
+    sentencepiece = marks_beginnings(symbols)
     found: list[Token] = []
     goes_on = False
     for position, (number, symbol) in enumerate(zip(numbers, symbols, strict=True)):
@@ -39,8 +46,8 @@ def readable(dictionary: Dictionary, numbers: Iterable[int], starts: bool = Fals
             begins = symbol.startswith(_BEGINS) or not found or found[-1].special
             found.append(Token(symbol.removeprefix(_BEGINS) or symbol, joined=not begins))
         else:
-            piece = symbol.endswith(_CONTINUES) and symbol != _CONTINUES
-            found.append(Token(symbol.removesuffix(_CONTINUES) if piece else symbol, joined=goes_on))
+            piece = symbol.endswith(CONTINUES) and symbol != CONTINUES
+            found.append(Token(symbol.removesuffix(CONTINUES) if piece else symbol, joined=goes_on))
             goes_on = piece
     return found
 

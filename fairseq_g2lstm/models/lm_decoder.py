@@ -136,7 +136,7 @@ class LanguageModelDecoder(FairseqIncrementalDecoder):
                 )
         tokens = prev_output_tokens.t()
         lengths = None if src_lengths is None or incremental_state is not None else src_lengths.cpu()
-        if lengths is not None:  # --pad-to-fixed-bsz adds rows that have no length
+        if lengths is not None and len(lengths) < len(prev_output_tokens):  # --pad-to-fixed-bsz adds rows without
             lengths = functional.pad(lengths, (0, len(prev_output_tokens) - len(lengths)))
         if lengths is not None and int(lengths.min()) == len(tokens):
             lengths = None

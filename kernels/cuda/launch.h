@@ -161,7 +161,7 @@ void launch(const RandomWords& words, StreamHandle stream);
 // at multiples of 16 bytes, where it fits the current device. A launch returns false, and nothing is computed, where the
 // process may use less of the device than the device has.
 template <class T>
-bool fits_one_launch(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size);
+bool fits_persistent(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size);
 template <class T>
 bool launch(const ForwardSequence<T>& sequence, StreamHandle stream);
 template <class T>

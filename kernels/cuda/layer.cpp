@@ -61,22 +61,22 @@ struct LayerRun {
 // device, or for a launch for every step, `steps`. Which of the two is faster at which size is not known before they
 // have been measured: `auto`, the default, is `steps`.
 template <class T>
-bool is_one_launch(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
+bool is_persistent(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
   const char* const given = std::getenv("G2LSTM_CUDA_LAYER");
   const auto is = [&](const char* name) { return std::strcmp(given, name) == 0; };
   if (given == nullptr || is("") || is("auto") || is("steps")) return false;
   TORCH_CHECK_VALUE(is("persistent"), "G2LSTM_CUDA_LAYER must be auto, steps or persistent, got ", given);
-  return fits_one_launch<T>(n_steps, n_rows, h_size);
+  return fits_persistent<T>(n_steps, n_rows, h_size);
 }
 
 // Which of the two would run on the current device.
 std::string cuda_layer(at::ScalarType dtype, std::int64_t n_steps, std::int64_t n_rows, std::int64_t hidden_size) {
-  bool one_launch = false;
+  bool persistent = false;
   for_type(dtype, [&](auto type) {
     using T = decltype(type);
-    if constexpr (!std::is_same_v<T, double>) one_launch = is_one_launch<T>(n_steps, n_rows, hidden_size);
+    if constexpr (!std::is_same_v<T, double>) persistent = is_persistent<T>(n_steps, n_rows, hidden_size);
   });
-  return one_launch ? "persistent" : "steps";
+  return persistent ? "persistent" : "steps";
 }
 
 // Contiguous, from a multiple of 16 bytes on.
@@ -98,7 +98,7 @@ Tensor last_hidden(const LayerRun& run, const Tensor& outputs) {
 
 // As step_by_step, below; nothing is computed, and none returned, where the device refuses.
 template <class T>
-OptionalTensor in_one_launch(
+OptionalTensor run_persistent(
     const LayerRun& run, const Tensor& h_0_given, const Tensor& c_0, const Tensor& w_hh_given, const Tensor& a,
     const Tensor& outputs, const Tensor& cells, const Tensor& z, StreamHandle stream) {
   const Tensor h_0 = aligned(h_0_given), w_hh = aligned(w_hh_given), arrived = no_arrivals(run, a);
@@ -165,8 +165,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   for_type(dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (!std::is_same_v<T, double>) {
-      if (is_one_launch<T>(size.steps, size.rows, size.units)) {
-        h_n = in_one_launch<T>(run, h_0, c_0, w_hh, a, outputs, cells, z, context.stream);
+      if (is_persistent<T>(size.steps, size.rows, size.units)) {
+        h_n = run_persistent<T>(run, h_0, c_0, w_hh, a, outputs, cells, z, context.stream);
       }
     }
     if (!h_n) h_n = step_by_step<T>(run, h_0, c_0, w_hh, a, outputs, cells, z, context.stream);
@@ -202,7 +202,7 @@ void back_step_by_step(
 
 // As back_step_by_step; nothing is computed, and false returned, where the device refuses.
 template <class T>
-bool back_in_one_launch(
+bool run_back_persistent(
     const LayerRun& run, const OptionalTensor& grad_outputs, const Tensor& grad_h, const Tensor& grad_c,
     const Tensor& c_0, const Tensor& w_hh_given, const Tensor& a, const Tensor& cells, const Tensor& grad_a,
     StreamHandle stream) {
@@ -258,8 +258,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
   for_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     if constexpr (!std::is_same_v<T, double>) {
-      if (is_one_launch<T>(size.steps, size.rows, size.units)) {
-        if (back_in_one_launch<T>(run, grad_out, grad_h, grad_c, c_0, w_hh, a, cells, grad_a, context.stream)) return;
+      if (is_persistent<T>(size.steps, size.rows, size.units)) {
+        if (run_back_persistent<T>(run, grad_out, grad_h, grad_c, c_0, w_hh, a, cells, grad_a, context.stream)) return;
       }
     }
     back_step_by_step<T>(run, grad_out, grad_h, grad_c, c_0, w_hh, a, cells, grad_a, context.stream);

@@ -174,13 +174,14 @@ DeviceLimits limits_of(int device) {
       attribute(cudaDevAttrMultiProcessorCount, device), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)};
 }
 
-// Of the current device, which is asked once.
-DeviceLimits device_limits() {
+// Limits of the current device, which is asked once. None where `refused`, from then on.
+DeviceLimits device_limits(bool refused = false) {
   static std::mutex mutex;
   static std::map<int, DeviceLimits> known;
   int device = 0;
   check(cudaGetDevice(&device), "no current CUDA device");
   const std::lock_guard<std::mutex> lock(mutex);
+  if (refused) return known[device] = {};
   const auto found = known.find(device);
   return found != known.end() ? found->second : known.emplace(device, limits_of(device)).first->second;
 }
@@ -190,7 +191,7 @@ bool launch_sequence(const Direction& sequence, StreamHandle stream, std::int64_
   const DeviceLimits device = device_limits();
   const SequencePlan plan =
       plan_sequence<T>(device, sequence.n_steps, sequence.cell.n_rows, sequence.cell.h_size);
-  if (plan.n_rows == 0) throw std::runtime_error("g2lstm: the sequence does not fit the device in one launch");
+  if (plan.n_rows == 0) throw std::runtime_error("g2lstm: the device has no persistent kernel for this sequence");
   bool fits = true;
   with_rows<T>(plan.n_rows, [&](auto rows) {
     const auto kernel = &run_sequence<decltype(rows)::value, Direction>;
@@ -208,6 +209,7 @@ bool launch_sequence(const Direction& sequence, StreamHandle stream, std::int64_
           static_cast<cudaStream_t>(stream));
       if (error == cudaErrorCooperativeLaunchTooLarge && part.first_row == 0) {  // later ones are not larger
         cudaGetLastError();
+        device_limits(/*refused=*/true);  // the process may use less of it than there is
         fits = false;
         return;
       }
@@ -220,7 +222,7 @@ bool launch_sequence(const Direction& sequence, StreamHandle stream, std::int64_
 }  // namespace
 
 template <class T>
-bool fits_one_launch(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
+bool fits_persistent(std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
   return plan_sequence<T>(device_limits(), n_steps, n_rows, h_size).n_rows > 0;
 }
 
@@ -234,9 +236,9 @@ bool launch(const BackwardSequence<T>& sequence, StreamHandle stream) {
   return launch_sequence<T>(sequence, stream, &SequencePlan::backward_bytes);
 }
 
-template bool fits_one_launch<float>(std::int64_t, std::int64_t, std::int64_t);
-template bool fits_one_launch<Half>(std::int64_t, std::int64_t, std::int64_t);
-template bool fits_one_launch<BFloat16>(std::int64_t, std::int64_t, std::int64_t);
+template bool fits_persistent<float>(std::int64_t, std::int64_t, std::int64_t);
+template bool fits_persistent<Half>(std::int64_t, std::int64_t, std::int64_t);
+template bool fits_persistent<BFloat16>(std::int64_t, std::int64_t, std::int64_t);
 template bool launch(const ForwardSequence<float>&, StreamHandle);
 template bool launch(const ForwardSequence<Half>&, StreamHandle);
 template bool launch(const ForwardSequence<BFloat16>&, StreamHandle);

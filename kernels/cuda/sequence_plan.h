@@ -71,7 +71,7 @@ template <class T>
 SequencePlan plan_sequence(
     const DeviceLimits& device, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size) {
   const std::int64_t blocks_x = h_size / kUnits<T>, at_once = blocks_x > 0 ? device.blocks / blocks_x : 0;
-  if (h_size % kUnitMultiple != 0 || at_once == 0) return {};
+  if (n_rows <= 0 || h_size % kUnitMultiple != 0 || at_once == 0) return {};
   if (n_steps * blocks_x >= (std::int64_t{1} << 31)) return {};  // arrivals are counted in 32 bits
   SequencePlan plan;
   for (int rows = kLeastRows<T>; rows <= kMostRows; rows *= 2) {
