@@ -31,7 +31,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         threads: of torch.
     """
     machine: dict[str, Any] = {
-        "processor": _line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": cores(),
         "threads": threads,
@@ -54,6 +54,14 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         compiled += f" ({torch.ops.g2lstm.cpu_capability()}, large products {torch.ops.g2lstm.cpu_products()})"
     versions = {**_versions(), "kernels": missing or compiled}
     return {"machine": machine, "versions": versions, "command": command()}
+
+
+def processor() -> str:
+    """The processor's name, with its family and model, since virtual machines often tell no more of the name."""
+    name, family, model = (_line("/proc/cpuinfo", line) for line in ("model name", "cpu family", "model\t"))
+    if name is None:
+        return platform.processor() or platform.machine()
+    return f"{name}, family {family}, model {model}" if family and model else name
 
 
 def kernels_missing(device: str) -> str | None:
