@@ -22,6 +22,11 @@ def _check_devices(x: Tensor, *others: Tensor | None, seed: Tensor | None, rows:
             raise ValueError(f"{name} must be on the CPU, got {numbers.device}")
 
 
+def _check_lengths(lengths: Tensor | None) -> None:
+    if lengths is not None and lengths.device.type != "cpu":
+        raise ValueError(f"lengths must be on the CPU, got {lengths.device}")
+
+
 @torch.library.register_fake("g2lstm::noise_words")
 def _(seed, n_steps, n_rows, hidden_size, stream, rows=None, dtype=torch.float32):
     return seed.new_empty((4, n_steps, n_rows, hidden_size))
@@ -42,8 +47,7 @@ def _(grad_h, grad_c, gates, c, *_args):
 @torch.library.register_fake("g2lstm::layer")
 def _(x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, lengths, seed, rows, *args):
     _check_devices(x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, seed=seed, rows=rows)
-    if lengths is not None and lengths.device.type != "cpu":
-        raise ValueError(f"lengths must be on the CPU, got {lengths.device}")
+    _check_lengths(lengths)
     n_steps, n_rows, h_size = x.size(0), x.size(1), w_hh.size(1)
     outputs, state = x.new_empty((n_steps, n_rows, h_size)), state_dtype(x)
     return (
@@ -70,9 +74,9 @@ def _(grad_outputs, grad_h_n, grad_c_n, x, h_0, c_0, w_ih, w_hh, *args):
 
 
 @torch.library.register_fake("g2lstm::decoder")
-def _(x, h_0, c_0, feed_0, w_ih, w_hh, bias, source, source_padding, w_query, w_out, dropout_mask, seed, *args):
+def _(x, h_0, c_0, feed_0, w_ih, w_hh, bias, source, source_padding, w_query, w_out, dropout_mask, seed, rows, *args):
     attention = source, source_padding, w_query, w_out, dropout_mask
-    _check_devices(x, h_0, c_0, feed_0, *w_ih, *w_hh, *bias, *attention, seed=seed)
+    _check_devices(x, h_0, c_0, feed_0, *w_ih, *w_hh, *bias, *attention, seed=seed, rows=rows)
     n_steps, n_rows, n_layers, h_size = x.size(0), x.size(1), h_0.size(0), h_0.size(2)
     need_gates, state = args[-1], state_dtype(x)
     source_size = 0 if source is None else source.size(0)
@@ -109,7 +113,24 @@ def _(*args):
 
 
 @torch.library.register_fake("g2lstm::decoder_step")
-def _(x, h, c, feed, w_ih, w_hh, bias, keys, *_args):
+def _(x, h, c, feed, w_ih, w_hh, bias, *args):
+    return _decoder_step(x, h, c, feed, [*w_ih, *w_hh, *bias], *args)
+
+
+def _decoder_step(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    feed: Tensor,
+    weights: list[Tensor],
+    keys: Tensor | None,
+    values: Tensor | None,
+    source_padding: Tensor | None,
+    source_rows: Tensor | None,
+    w_out: Tensor | None,
+    *_args: object,
+) -> tuple[Tensor, ...]:
+    _check_devices(x, h, c, feed, *weights, keys, values, source_padding, source_rows, w_out, seed=None)
     attention = x.new_empty((x.size(0), 0 if keys is None else keys.size(1)))
     return feed.new_empty(feed.shape), h.new_empty(h.shape), c.new_empty(c.shape), attention
 
@@ -123,15 +144,15 @@ def _(x, weights, layout, bias, fine=False):
 @torch.library.register_fake("g2lstm::packed_layer")
 def _(x, h_0, c_0, weights, layout, bias, lengths, reverse, temperature, hard, need_gates):
     _check_devices(x, h_0, c_0, *weights, bias, seed=None)
+    _check_lengths(lengths)
     n_steps, n_rows, h_size = x.size(0), x.size(1), h_0.size(1)
     z = x.new_empty((n_steps if need_gates else 0, n_rows, 2 * h_size), dtype=state_dtype(x))
     return x.new_empty((n_steps, n_rows, h_size)), h_0.new_empty(h_0.shape), h_0.new_empty(h_0.shape), z
 
 
 @torch.library.register_fake("g2lstm::packed_decoder_step")
-def _(x, h, c, feed, weights, layout, bias, keys, *_args):
-    attention = x.new_empty((x.size(0), 0 if keys is None else keys.size(1)))
-    return feed.new_empty(feed.shape), h.new_empty(h.shape), c.new_empty(c.shape), attention
+def _(x, h, c, feed, weights, layout, bias, *args):
+    return _decoder_step(x, h, c, feed, [*weights, *bias], *args)
 
 
 def _packed_rows(weights: list[Tensor], layout: list[int]) -> int:

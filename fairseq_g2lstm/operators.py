@@ -101,6 +101,7 @@ def decoder(
     *,
     mode: GateMode,
     seed: Tensor | None = None,
+    rows: Tensor | None = None,
     need_attention: bool = False,
     need_gates: bool = False,
 ) -> DecoderOutput:
@@ -122,6 +123,7 @@ def decoder(
         w_out,
         dropout_mask,
         seed,
+        rows,
         *mode,
         need_gates,
     )
@@ -197,12 +199,12 @@ def _refuse_tangents(*grads: Tensor | None) -> None:
 
 
 def _setup_decoder(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, h_0, c_0, feed_0, w_ih, w_hh, bias, *attention, seed = inputs[:13]
+    x, h_0, c_0, feed_0, w_ih, w_hh, bias, *attention, seed, rows = inputs[:14]
     outputs, _, _, _, weights, z, *saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(z, *saved)
-    ctx.n_cells, ctx.n_biases, ctx.options = len(w_ih), len(bias), inputs[13:-1]
-    ctx.save_for_backward(x, h_0, c_0, feed_0, *w_ih, *w_hh, *attention, outputs, weights, *saved, seed)
+    ctx.n_cells, ctx.n_biases, ctx.options = len(w_ih), len(bias), inputs[14:-1]
+    ctx.save_for_backward(x, h_0, c_0, feed_0, *w_ih, *w_hh, *attention, outputs, weights, *saved, seed, rows)
 
 
 def _backward_decoder(ctx: Any, *grads: Tensor | None) -> tuple:
@@ -210,7 +212,7 @@ def _backward_decoder(ctx: Any, *grads: Tensor | None) -> tuple:
     _refuse_tangents(*grads)
     n = ctx.n_cells
     if all(grad is None for grad in grads):
-        return *[None] * 4, [None] * n, [None] * n, [None] * ctx.n_biases, *[None] * 11
+        return *[None] * 4, [None] * n, [None] * n, [None] * ctx.n_biases, *[None] * 12
     x, h_0, c_0, feed_0, *rest = ctx.saved_tensors
     w_ih, w_hh, rest = rest[:n], rest[n : 2 * n], rest[2 * n :]
     with torch.autocast(x.device.type, enabled=False):
@@ -230,7 +232,7 @@ def _backward_decoder(ctx: Any, *grads: Tensor | None) -> tuple:
         None,
         grad_w_query,
         grad_w_out,
-        *[None] * 7,
+        *[None] * 8,
     )
 
 

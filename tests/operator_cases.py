@@ -201,6 +201,7 @@ class DecoderCase:
     padding: bool = True
     dropout: bool = True
     need_attention: bool = True
+    rows: bool = False
 
     def tensors(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(4)
@@ -259,6 +260,7 @@ class DecoderCase:
         ), {
             "mode": self.mode,
             "seed": torch.tensor(SEED),
+            "rows": torch.arange(self.n_rows).flip(0) * 3 + 1 if self.rows else None,
             "need_attention": self.need_attention,
             "need_gates": True,
         }

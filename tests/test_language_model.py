@@ -216,6 +216,33 @@ def test_locked_dropout_drops_the_same_elements_at_all_steps():
     torch.testing.assert_close(extra["dropped_outputs"][kept], 2 * extra["outputs"][kept])
 
 
+@pytest.mark.parametrize("place", ["decoder_dropout_in", "decoder_dropout_hidden"])
+def test_locked_dropout_comes_before_the_first_layer_and_between_layers(monkeypatch, place):
+    seen = []
+    layer = ops.lstm_layer
+
+    def spy(x: Tensor, *rest: Any, **options: Any) -> Any:
+        returned = layer(x, *rest, **options)
+        seen.append((x, returned[0]))
+        return returned
+
+    monkeypatch.setattr(ops, "lstm_layer", spy)
+    others = {"decoder_dropout_in": 0.0, "decoder_dropout_hidden": 0.0, "decoder_dropout_out": 0.0}
+    sizes = {"decoder_embed_dim": 40, "decoder_hidden_size": 40, "lstm_init_range": 0.5}
+    model = build(decoder_dropout_type="locked", **{**others, place: 0.5}, **sizes).train()
+    tokens = text(4, 6)
+    model(tokens)
+    (first, between), (second, _) = seen
+    undropped = [(first, model.decoder.embed_tokens(tokens.t())), (second, between)]
+    for name, (found, whole) in zip(others, undropped, strict=False):
+        kept = found != 0
+        assert kept.all() == (name != place)
+        assert (kept == kept[:1]).all()  # the same at all steps
+        torch.testing.assert_close(found[kept], (2 if name == place else 1) * whole[kept])
+        if name == place:
+            assert not (kept[:, 1:] == kept[:, :-1]).all()  # rows have masks of their own
+
+
 def test_plain_dropout_draws_at_each_step():
     _, extra = build(decoder_dropout_out=0.5, decoder_hidden_size=40).train()(text(4, 6))
     kept = extra["dropped_outputs"] != 0
@@ -254,6 +281,16 @@ def test_rows_beyond_the_lengths_are_padding():
     with observe_gates(model, lambda name, layer, reverse, z, valid_here: valid.append(valid_here)):
         model(tokens, src_lengths=torch.tensor([4, 4]))
     assert valid[0][:, 2].tolist() == [False] * 4 and valid[0][:, :2].all()
+
+
+def test_the_base_architecture_has_the_stock_models_sizes():
+    stock, ours = Namespace(), resolve(Namespace(_name="g2lstm_lm"))
+    stock_architecture(stock)
+    for name in (
+        "dropout", "decoder_embed_dim", "decoder_out_embed_dim", "decoder_hidden_size", "decoder_layers",
+        "share_decoder_input_output_embed", "decoder_dropout_in", "decoder_dropout_out",
+    ):  # fmt: skip
+        assert getattr(ours, name) == getattr(stock, name), name
 
 
 def test_the_awd_architecture_has_its_sizes_and_ties():

@@ -266,6 +266,11 @@ def test_search_step_has_no_noise():
         ops.decoder_step(*search_arguments(DecoderCase()), mode=MODES["gumbel"])
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, *HALF_TYPES], ids=dtype_name)
+def test_rows_with_numbers_of_their_own_have_the_references_noise(dtype):
+    assert_equals_reference(DecoderCase(mode=MODES["gumbel, mask"], rows=True, dtype=dtype))
+
+
 def test_strided_biases_of_stacked_cells_are_read_right():
     torch.manual_seed(0)
     x, states, feed = torch.randn(3, 2, 5), torch.randn(2, 2, 2, 4), torch.randn(2, 4)
@@ -273,7 +278,7 @@ def test_strided_biases_of_stacked_cells_are_read_right():
     strided = [torch.randn(16, 3)[:, 1] for _ in range(2)]
     found, expected = (
         torch.ops.g2lstm.decoder(
-            x, *states, feed, *weights, biases, None, None, None, None, None, None, 1.0, 0.0, "step", False, False
+            x, *states, feed, *weights, biases, *[None] * 7, 1.0, 0.0, "step", False, False
         )[0]
         for biases in (strided, [bias.contiguous() for bias in strided])
     )

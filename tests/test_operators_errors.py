@@ -402,9 +402,8 @@ def test_step_refuses_one_tensor_on_another_device(name):
 def test_seed_and_rows_on_another_device_are_refused(case):
     with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
         call(case, seed=torch.tensor(SEED, device="meta"))
-    if not isinstance(case, DecoderCase):
-        with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
-            call(case, rows=torch.arange(case.n_rows, device="meta"))
+    with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
+        call(case, rows=torch.arange(case.n_rows, device="meta"))
 
 
 # The search step and the words
@@ -433,6 +432,30 @@ def search_step(**changes: Any) -> tuple:
 
 def change_memory(name: str, change: Callable) -> Callable:
     return lambda memory: memory._replace(**{name: change(getattr(memory, name))})
+
+
+def to_meta(tensor: Tensor) -> Tensor:
+    return tensor.to("meta")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("x", to_meta),
+        ("h", to_meta),
+        ("c", to_meta),
+        ("feed", to_meta),
+        ("cells", change_cell(1, "w_hh", to_meta)),
+        ("memory", change_memory("keys", to_meta)),
+        ("memory", change_memory("values", to_meta)),
+        ("memory", change_memory("padding", to_meta)),
+        ("source_rows", torch.zeros(5, dtype=torch.int64, device="meta")),
+        ("w_out", to_meta),
+    ],
+)
+def test_search_step_refuses_one_tensor_on_another_device(name, change):
+    with pytest.raises(ValueError, match="move all to one device"):
+        search_step(**{name: change})
 
 
 @pytest.mark.parametrize(
@@ -511,7 +534,7 @@ def decoders_backward(change: Callable[[dict[str, Tensor]], None]) -> list[Tenso
     case = DecoderCase(n_steps=2, n_rows=2, h_size=5)
     (x, h_0, c_0, feed_0, cells, *attention), _ = case.arguments(case.tensors())
     states, weights = (x, h_0, c_0, feed_0), ([cell.w_ih for cell in cells], [cell.w_hh for cell in cells])
-    options = (torch.tensor(SEED), *case.mode)
+    options = (torch.tensor(SEED), None, *case.mode)
     returned = torch.ops.g2lstm.decoder(
         *states, *weights, [cell.bias for cell in cells], *attention, *options, False
     )

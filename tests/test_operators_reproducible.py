@@ -179,21 +179,22 @@ def test_step_of_a_split_batch_is_the_whole_batch_bit_for_bit(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_decoder_of_the_first_rows_is_that_part_of_the_whole_batch(dtype):
+def test_decoder_of_a_split_batch_is_the_whole_batch_of_rows_with_their_numbers(dtype):
     case = DecoderCase(4, 13, 5, 19, dtype=dtype, dropout=False)
     tensors = case.tensors()
     batch_dims = {"x": 1, "h_0": 1, "c_0": 1, "feed_0": 0, "source": 1}
-    own = split_of(tensors, batch_dims, slice(6))
 
-    def decode(given: dict[str, Tensor], n_rows: int) -> ops.DecoderOutput:
+    def decode(given: dict[str, Tensor], part: slice, rows: Tensor | None) -> ops.DecoderOutput:
         args, options = case.arguments(given)
-        return ops.decoder(*args[:6], case.source_padding()[:, :n_rows], *args[7:], **options)
+        return ops.decoder(*args[:6], case.source_padding()[:, part], *args[7:], **{**options, "rows": rows})
 
-    whole, part = decode(tensors, 13), decode(own, 6)
+    whole = decode(tensors, slice(None), None)
     dims = {"outputs": 1, "h": 1, "c": 1, "feed": 0, "attention": 1, "gates": 2}
-    for name, dim in dims.items():
-        expected = getattr(whole, name).narrow(dim, 0, 6)
-        assert_near(getattr(part, name), expected, FORWARD_BOUND[dtype], name)
+    for part in (slice(0, 6), slice(6, 13)):
+        found = decode(split_of(tensors, batch_dims, part), part, torch.arange(13)[part])
+        for name, dim in dims.items():
+            expected = getattr(whole, name).narrow(dim, part.start, part.stop - part.start)
+            assert_near(getattr(found, name), expected, FORWARD_BOUND[dtype], name)
 
 
 # Instruction sets, each in a process of its own that reads its name from the environment.

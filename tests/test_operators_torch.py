@@ -68,7 +68,8 @@ def raw_arguments(case: Case, requires_grad: bool) -> tuple:
     (x, h_0, c_0, feed_0, cells, *rest), _ = case.arguments(tensors)
     biases = [cell.bias.detach().requires_grad_(requires_grad) for cell in cells] if case.bias else []
     w_ih, w_hh = [cell.w_ih for cell in cells], [cell.w_hh for cell in cells]
-    return x, h_0, c_0, feed_0, w_ih, w_hh, biases, *rest, seed, *gates(case), True
+    rows = torch.arange(case.n_rows) + 5 if case.rows else None
+    return x, h_0, c_0, feed_0, w_ih, w_hh, biases, *rest, seed, rows, *gates(case), True
 
 
 OPERATOR_CASES = [
@@ -78,7 +79,7 @@ OPERATOR_CASES = [
     LayerCase(n_rows=4, h_size=5, lengths="ragged", rows=True, reverse=True, dtype=F64),
     LayerCase(n_rows=4, h_size=5, bias=False, mode=MODES["sharpened"], dtype=BF16),
     DecoderCase(n_rows=3, h_size=5),
-    DecoderCase(n_rows=3, h_size=5, n_layers=1, padding=False, dropout=False, dtype=F64),
+    DecoderCase(n_rows=3, h_size=5, n_layers=1, padding=False, dropout=False, rows=True, dtype=F64),
     DecoderCase(n_rows=3, h_size=5, n_source=0, bias=False, dtype=F16),
 ]
 

@@ -95,7 +95,8 @@ def decoder(inputs: Tensor) -> Tensor:
     state, ones = x[None, :, :1], partial(torch.ones, dtype=F64)
     cells, attention = ([ones(4, 5)], [ones(4, 1)], []), (None,) * 5
     gates = 0.9, 0.0, "step", False
-    return torch.ops.g2lstm.decoder(inputs[None], state, state, state[0], *cells, *attention, None, *gates, False)[0]
+    rest = *cells, *attention, None, None, *gates, False
+    return torch.ops.g2lstm.decoder(inputs[None], state, state, state[0], *rest)[0]
 
 
 def decoder_step(inputs: Tensor) -> Tensor:

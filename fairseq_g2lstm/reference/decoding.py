@@ -56,6 +56,7 @@ def decoder(
     *,
     mode: GateMode,
     seed: Tensor | None = None,
+    rows: Tensor | None = None,
     need_attention: bool = False,
     need_gates: bool = False,
 ) -> DecoderOutput:
@@ -77,6 +78,7 @@ def decoder(
             to the next cell, the last the output; None for no dropout.
         mode: how the gates are computed.
         seed: 0-dim int64 CPU tensor, needed where mode.noise_prob > 0.
+        rows: (B,) int64 CPU numbers of the batch rows for the noise, or None for 0 to B - 1.
         need_attention: whether to return the attention.
         need_gates: whether to return the gates.
     """
@@ -101,7 +103,7 @@ def decoder(
         dropout_mask = dropout_mask.to(a_x.dtype)
     steps = torch.arange(n_steps, device="cpu")
     noises = [
-        step_noise(mode, seed, steps, None, n_rows, h_size, layer, False, cs[0]) for layer in range(n_layers)
+        step_noise(mode, seed, steps, rows, n_rows, h_size, layer, False, cs[0]) for layer in range(n_layers)
     ]
     outputs, attention = [], []
     gates: list[list[Tensor]] = [[] for _ in cells]

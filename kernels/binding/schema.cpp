@@ -31,7 +31,7 @@ TORCH_LIBRARY(g2lstm, m) {
   m.def(
       "decoder(Tensor x, Tensor h_0, Tensor c_0, Tensor feed_0, Tensor[] w_ih, Tensor[] w_hh, Tensor[] bias, "
       "Tensor? source, Tensor? source_padding, Tensor? w_query, Tensor? w_out, Tensor? dropout_mask, Tensor? seed, "
-      G2LSTM_GATES
+      "Tensor? rows, " G2LSTM_GATES
       ", bool need_gates) -> (Tensor outputs, Tensor h_n, Tensor c_n, Tensor feed_n, Tensor attention, Tensor z, "
       "Tensor gates, Tensor cells, Tensor hiddens, Tensor undropped, Tensor keys, Tensor values)");
   m.def(
@@ -39,7 +39,7 @@ TORCH_LIBRARY(g2lstm, m) {
       "Tensor? grad_attention, Tensor x, Tensor h_0, Tensor c_0, Tensor feed_0, Tensor[] w_ih, Tensor[] w_hh, "
       "Tensor? source, Tensor? source_padding, Tensor? w_query, Tensor? w_out, Tensor? dropout_mask, Tensor outputs, "
       "Tensor attention, Tensor gates, Tensor cells, Tensor hiddens, Tensor undropped, Tensor keys, Tensor values, "
-      "Tensor? seed, " G2LSTM_GATES
+      "Tensor? seed, Tensor? rows, " G2LSTM_GATES
       ") -> (Tensor grad_x, Tensor grad_h_0, Tensor grad_c_0, Tensor grad_feed_0, Tensor[] grad_w_ih, "
       "Tensor[] grad_w_hh, Tensor[] grad_bias, Tensor grad_source, Tensor grad_w_query, Tensor grad_w_out)");
   m.def(

@@ -25,12 +25,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Tensor& x_given, const Tensor& h_0_given, const Tensor& c_0_given, const Tensor& feed_0_given,
     at::TensorList w_ih_given, at::TensorList w_hh_given, at::TensorList bias_given, const OptionalTensor& source_given,
     const OptionalTensor& padding_given, const OptionalTensor& w_query, const OptionalTensor& w_out,
-    const OptionalTensor& dropout_given, const OptionalTensor& seed, double temperature, double noise_prob,
-    c10::string_view noise_sharing, bool hard, bool need_gates) {
+    const OptionalTensor& dropout_given, const OptionalTensor& seed, const OptionalTensor& rows_given,
+    double temperature, double noise_prob, c10::string_view noise_sharing, bool hard, bool need_gates) {
   DecoderRun run(GateOptions(temperature, noise_prob, noise_sharing, hard));
   DecoderSizes size(x_given, h_0_given, c_0_given, feed_0_given, w_ih_given, w_hh_given, bias_given);
   size.check_attention(x_given, source_given, padding_given, w_query, w_out);
   check_seed(seed);
+  check_rows(rows_given, size.rows);
   size.check_dropout(x_given, dropout_given);
   const auto dtype = state_dtype(x_given), given = x_given.scalar_type();
   const Tensor x = x_given.to(dtype).contiguous();
@@ -39,7 +40,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   run.take(
       size, h_0_given, c_0_given, feed_0_given, all_to(w_ih_given, dtype), all_to(w_hh_given, dtype), bias,
       to_state(dropout_given, dtype), dtype);
-  run.options.fill(run.noise, seed, 0);
+  const OptionalTensor rows = contiguous(rows_given);
+  run.noise = make_noise(run.options, seed, rows, 0);
 
   run.gates = at::empty({size.layers, size.steps, size.rows, 4 * size.units}, options);
   Tensor a_x = flat(run.gates[0]);
@@ -93,8 +95,8 @@ decoder_backward(
     at::TensorList w_hh_given, const OptionalTensor& source_given, const OptionalTensor& padding_given,
     const OptionalTensor& w_query_given, const OptionalTensor& w_out_given, const OptionalTensor& dropout_given,
     const Tensor& outputs, const Tensor& attention, const Tensor& gates, const Tensor& cells, const Tensor& hiddens,
-    const Tensor& undropped, const Tensor& keys, const Tensor& values, const OptionalTensor&, double temperature,
-    double noise_prob, c10::string_view noise_sharing, bool hard) {
+    const Tensor& undropped, const Tensor& keys, const Tensor& values, const OptionalTensor&, const OptionalTensor&,
+    double temperature, double noise_prob, c10::string_view noise_sharing, bool hard) {
   DecoderRun run(GateOptions(temperature, noise_prob, noise_sharing, hard));
   DecoderSizes size(x_given, h_0_given, c_0_given, feed_0_given, w_ih_given, w_hh_given, {});
   size.check_attention(x_given, source_given, padding_given, w_query_given, w_out_given);

@@ -21,11 +21,11 @@ struct DecoderRun {
   bool attends = false;
 
   DecoderRun(
-      const DecoderSizes& size, const GateOptions& gates, const OptionalTensor& seed, const Context& context,
-      const Tensor& x, const Tensor& c_0_given, at::TensorList w_ih, at::TensorList w_hh,
+      const DecoderSizes& size, const GateOptions& gates, const OptionalTensor& seed, const OptionalTensor& rows,
+      const Context& context, const Tensor& x, const Tensor& c_0_given, at::TensorList w_ih, at::TensorList w_hh,
       const OptionalTensor& dropout_mask)
       : size(size),
-        source(gates, seed, 0, std::nullopt, x.device()),
+        source(gates, seed, 0, rows, x.device()),
         stream(context.stream),
         options(x.options()),
         state_options(options.dtype(state_dtype(x))),
@@ -149,14 +149,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Tensor& x_given, const Tensor& h_0, const Tensor& c_0, const Tensor& feed_0, at::TensorList w_ih,
     at::TensorList w_hh, at::TensorList bias, const OptionalTensor& source, const OptionalTensor& source_padding,
     const OptionalTensor& w_query, const OptionalTensor& w_out, const OptionalTensor& dropout_mask,
-    const OptionalTensor& seed, double temperature, double noise_prob, c10::string_view noise_sharing, bool hard,
-    bool need_gates) {
+    const OptionalTensor& seed, const OptionalTensor& rows, double temperature, double noise_prob,
+    c10::string_view noise_sharing, bool hard, bool need_gates) {
   const GateOptions gates(temperature, noise_prob, noise_sharing, hard);
   DecoderSizes size(x_given, h_0, c_0, feed_0, w_ih, w_hh, bias);
   size.check_attention(x_given, source, source_padding, w_query, w_out);
   check_seed(seed);
+  check_rows(rows, size.rows);
   const Context context(x_given);
-  DecoderRun run(size, gates, seed, context, x_given, c_0, w_ih, w_hh, dropout_mask);
+  DecoderRun run(size, gates, seed, rows, context, x_given, c_0, w_ih, w_hh, dropout_mask);
   if (source.has_value()) run.attend(source_padding, *w_out);
   const Tensor x = x_given.contiguous();
 
@@ -264,13 +265,15 @@ decoder_backward(
     const OptionalTensor& source_padding, const OptionalTensor& w_query, const OptionalTensor& w_out,
     const OptionalTensor& dropout_mask, const Tensor& outputs_given, const Tensor& attention, const Tensor& gates_given,
     const Tensor& cells, const Tensor& hiddens_given, const Tensor& undropped, const Tensor& keys, const Tensor& values,
-    const OptionalTensor& seed, double temperature, double noise_prob, c10::string_view noise_sharing, bool hard) {
+    const OptionalTensor& seed, const OptionalTensor& rows, double temperature, double noise_prob,
+    c10::string_view noise_sharing, bool hard) {
   const GateOptions gates(temperature, noise_prob, noise_sharing, hard);
   DecoderSizes size(x_given, h_0, c_0, feed_0, w_ih, w_hh, {});
   size.check_attention(x_given, source, source_padding, w_query, w_out);
   check_seed(seed);
+  check_rows(rows, size.rows);
   const Context context(x_given);
-  DecoderRun run(size, gates, seed, context, x_given, c_0, w_ih, w_hh, dropout_mask);
+  DecoderRun run(size, gates, seed, rows, context, x_given, c_0, w_ih, w_hh, dropout_mask);
   const Tensor x = x_given.contiguous();
   const Tensor outputs = kept("outputs", outputs_given, {size.steps, size.rows, size.units}, run.options);
   const Tensor hiddens =
