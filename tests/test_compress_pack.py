@@ -1,5 +1,6 @@
 """Packed checkpoints: smaller, read by fairseq's commands as they are, equal to the study, refused where damaged."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,15 @@ def test_a_packed_checkpoint_is_not_packed_again(translation, tmp_path, capsys):
     packed = packed_file(translation, tmp_path)
     assert main(["pack", str(packed), str(tmp_path / "again.pt")]) == 1
     assert "is packed already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["pack", "export"])
+def test_a_checkpoint_is_not_written_over(translation, tmp_path, capsys, command):  # noqa: F811
+    checkpoint = tmp_path / "given.pt"
+    shutil.copy(translation, checkpoint)
+    assert main([command, str(checkpoint), str(checkpoint)]) == 1
+    assert "is the checkpoint itself" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == translation.read_bytes()
 
 
 def test_weights_leave_as_safetensors(translation, tmp_path):  # noqa: F811

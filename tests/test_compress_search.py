@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_compress_study import generated, translation  # noqa: F401  - a fixture
+from test_compress_study import generated, stock, translation  # noqa: F401  - fixtures
 
 from fairseq_g2lstm.checkpoints import read_checkpoint
 from fairseq_g2lstm.compress import Evaluator, Selection, parse
@@ -35,6 +35,12 @@ def made_up(monkeypatch):
     monkeypatch.setattr(Evaluator, "loss", lambda self, weights: 1 + cost(self, weights))
     monkeypatch.setattr(Evaluator, "score", lambda self, weights: Score("BLEU", 40 - cost(self, weights), [], 0.0))
     return evaluated
+
+
+def test_a_stock_model_is_refused_before_anything_is_measured(tiny_data, stock, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="is of lstm, only g2lstm and g2lstm_lm read packed weights: convert it first"):
+        search(stock, tiny_data, 0.2, tmp_path / "work", CANDIDATES, report=lambda line: None)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from gate_models import DirectModel, spread
 from lm_runs import train_lm
 
 from fairseq_g2lstm import ops
-from fairseq_g2lstm.checkpoints import read_checkpoint
+from fairseq_g2lstm.checkpoints import read_checkpoint, write_checkpoint
 from fairseq_g2lstm.gates import GATES, pictures
 from fairseq_g2lstm.gates import __main__ as command
 from fairseq_g2lstm.gates.moves import moments
@@ -206,6 +206,18 @@ def test_the_translation_is_fairseqs_with_the_given_beam(models, tiny_data):
             sample = task.dataset("test").collater([task.dataset("test")[shown.number]])
             best = generator.generate([model], sample)[0][0]["tokens"]
             assert sentence(shown.written) == task.target_dictionary.string(best)
+
+
+def test_a_model_trained_with_padded_lengths_shows_its_sentences_without(models, tiny_data, tmp_path):
+    state = read_checkpoint(models["sharpened"])
+    state["cfg"]["task"] |= {"required_seq_len_multiple": 8, "num_batch_buckets": 3}
+    write_checkpoint(state, tmp_path / "padded.pt")
+    checkpoints = (tmp_path / "padded.pt", models["sharpened"])
+    both = [Reader(path, tiny_data, "test").read(N_READ, [0, 9])[1] for path in checkpoints]
+    for found, expected in zip(*both, strict=True):
+        assert (found.source, found.target, found.written) == (expected.source, expected.target, expected.written)
+        assert np.array_equal(found.attention, expected.attention)
+        assert all(np.array_equal(found.gates[place], gates) for place, gates in expected.gates.items())
 
 
 def test_the_tables_say_what_the_page_says(report):

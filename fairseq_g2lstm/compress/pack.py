@@ -47,16 +47,9 @@ def pack(
         FileNotFoundError: there is no such checkpoint, or no folder to write to.
         ValueError: the checkpoint is of another model or packed already, or a transform cannot be packed.
     """
-    state = read_checkpoint(checkpoint)
-    name = model_name(state)
-    if name not in ("g2lstm", "g2lstm_lm"):
-        raise ValueError(
-            f"{checkpoint} is of {name}, only g2lstm and g2lstm_lm read packed weights: "
-            "convert it first, with python -m fairseq_g2lstm.convert"
-        )
+    state = read_packable(checkpoint)
+    _check_is_another(target, checkpoint)
     weights: dict[str, Tensor] = state["model"]
-    if META in weights:
-        raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
     packed = pack_weights(weights, _packings(plan(weights) if callable(plan) else plan, weights), settings)
     options = {**state["cfg"]["model"], "packed_weights": in_memory}
     if eval_mode is not None:
@@ -67,6 +60,30 @@ def pack(
         (model_bytes(weights), model_bytes(packed)),
         (checkpoint.stat().st_size, target.stat().st_size),
     )
+
+
+def read_packable(checkpoint: Path) -> State:
+    """Reads a checkpoint whose weights can be packed.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the checkpoint is of another model or packed already.
+    """
+    state = read_checkpoint(checkpoint)
+    name = model_name(state)
+    if name not in ("g2lstm", "g2lstm_lm"):
+        raise ValueError(
+            f"{checkpoint} is of {name}, only g2lstm and g2lstm_lm read packed weights: "
+            "convert it first, with python -m fairseq_g2lstm.convert"
+        )
+    if META in state["model"]:
+        raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
+    return state
+
+
+def _check_is_another(target: Path, checkpoint: Path) -> None:
+    if target.exists() and target.samefile(checkpoint):
+        raise ValueError(f"{target} is the checkpoint itself, which would be lost: give another file to write")
 
 
 def memory_bytes(checkpoint: Path, data: Path) -> int:
@@ -105,6 +122,7 @@ def export_safetensors(checkpoint: Path, target: Path) -> int:
     from safetensors.torch import save_file
 
     weights: dict[str, Tensor] = read_checkpoint(checkpoint)["model"]
+    _check_is_another(target, checkpoint)
     unpack_weights(weights)
     # tied weights share memory, which the format does not allow
     own = {name: weight.detach().clone().contiguous() for name, weight in weights.items()}

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoints import read_checkpoint
-from ..packed import META
 from .evaluate import Evaluator
+from .pack import read_packable
 from .parts import Part, Selection
 from .plan import Plan, compressed, part_bytes, plan_bytes
 from .study import file_digest, write_json
@@ -150,9 +149,7 @@ class _Measured:
     ) -> None:
         self._evaluator: Evaluator | None = None
         self._make = lambda: Evaluator(checkpoint, data, split, beam, batch_size)
-        self.weights: dict[str, Tensor] = read_checkpoint(checkpoint)["model"]
-        if META in self.weights:
-            raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
+        self.weights: dict[str, Tensor] = read_packable(checkpoint)["model"]
         self.parts = list(selection.parts(self.weights))
         if not self.parts:
             raise ValueError(f"{checkpoint} has none of the chosen matrices: give a g2lstm or g2lstm_lm")

@@ -211,6 +211,8 @@ class Reader:
 
 
 def _load_pairs(task: Any, data: str | Path, split: str) -> Any:
+    # sentences without the padding that the checkpoint's training may have added, which would come before their tokens
+    task.cfg.required_seq_len_multiple, task.cfg.num_batch_buckets = 1, 0
     with _errors_naming(data, split):
         task.load_dataset(split)
         dataset = task.dataset(split)
