@@ -3,7 +3,7 @@
 # result. A step that fails or outlasts its limit does not stop the others, but for a build without CUDA kernels; a short
 # table of all comes last. Without a GPU it runs too, on the CPU.
 #
-# usage: bash benchmarks/gpu.sh [build|kernels|persistent|sanitize|layer|end-to-end|language-model|suite|ptb ...]
+# usage: bash benchmarks/gpu.sh [build|kernels|persistent|sanitize|profile|layer|end-to-end|language-model|suite|ptb ...]
 #   default: all but ptb, in this order; kernels, persistent and suite are the tests of the CUDA operators, of the layer in
 #   one launch, and all others. ptb trains and evaluates by the recipes of examples/ptb; called again, it goes on
 #   OUT          folder of logs and results (default runs/gpu); its steps.txt has the steps of every call
@@ -26,7 +26,7 @@ OUT=${OUT:-runs/gpu}
 mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(build kernels persistent sanitize layer end-to-end language-model suite)
+[ ${#steps[@]} -gt 0 ] || steps=(build kernels persistent sanitize profile layer end-to-end language-model suite)
 smoke=${SMOKE:+--smoke}
 if [ -n "${ARCHIVE:-}" ] && [[ $(realpath -m "$ARCHIVE") == "$OUT"/* ]]; then
     echo "error: ARCHIVE=$ARCHIVE lies in OUT, all of which it would hold" >&2
@@ -145,6 +145,15 @@ for name in "${steps[@]}"; do
                     decoder and every_size and float32"
             done
             ;;
+        profile)
+            if [ -z "$gpu" ] || ! command -v ncu > /dev/null; then
+                note "profile             left out: it needs a GPU and ncu"
+                continue
+            fi
+            # every kernel once or twice, each replayed for its counters
+            step profile ncu --set basic --kernel-name-base demangled --kernel-name "regex:run_sequence|run_units|gemm" \
+                --launch-count 400 --csv --log-file "$OUT/profile.csv" python3 -m benchmarks.profiled
+            ;;
         layer) step layer python3 -m benchmarks.run layer $smoke --out "$OUT/layer" ${LAYER_OPTIONS:-} ;;
         end-to-end)
             step end-to-end python3 -m benchmarks.run end-to-end $smoke --out "$OUT/end-to-end" \
@@ -175,7 +184,7 @@ for name in "${steps[@]}"; do
             step ptb python3 -m examples.ptb.compare "${folders[@]}"
             ;;
         *)
-            echo "error: no step is called $name: build, kernels, persistent, sanitize, layer, end-to-end," \
+            echo "error: no step is called $name: build, kernels, persistent, sanitize, profile, layer, end-to-end," \
                 "language-model, suite or ptb" >&2
             exit 2
             ;;

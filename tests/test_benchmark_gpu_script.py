@@ -24,7 +24,7 @@ esac
 
 
 def gpu_script(folder: Path, *steps: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    for name in ("python3", "nvidia-smi"):
+    for name in ("python3", "nvidia-smi", "ncu"):
         write(folder / "bin" / name, STUB).chmod(0o755)
     settings = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "OUT": str(folder / "out"), "FAILS": "nothing"}
     return subprocess.run(
@@ -59,6 +59,16 @@ def test_a_budget_leaves_out_what_has_no_time_and_shortens_the_benchmarks(tmp_pa
     assert table(tmp_path) == ["layer left", "layer passed", "end-to-end passed"] and "no time" not in done.stdout
     assert "--rounds 3 --no-sweep" in (tmp_path / "out" / "layer.log").read_text()
     assert (tmp_path / "out" / "end-to-end.log").read_text().rstrip().endswith("--repeats 9")
+
+
+@pytest.mark.parametrize("gpu", ["", "H100"])
+def test_the_layers_kernels_are_profiled_where_there_is_a_gpu(tmp_path, gpu):
+    done = gpu_script(tmp_path, "profile", GPU=gpu, KERNELS="built")
+    assert done.returncode == 0, done.stderr
+    assert table(tmp_path) == (["profile passed"] if gpu else ["profile left"])
+    if gpu:
+        log = (tmp_path / "out" / "profile.log").read_text()
+        assert log.strip().endswith("profile.csv python3 -m benchmarks.profiled")
 
 
 @pytest.mark.parametrize("kernels", ["", "built"])

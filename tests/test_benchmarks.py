@@ -10,7 +10,18 @@ import torch
 from conftest import run_module
 from tiny_runs import training_config
 
-from benchmarks import comparison, end_to_end, fairseq_runs, gate_log, language_model, layer, peers, product, run
+from benchmarks import (
+    comparison,
+    end_to_end,
+    fairseq_runs,
+    gate_log,
+    language_model,
+    layer,
+    peers,
+    product,
+    profiled,
+    run,
+)
 from benchmarks.bars import CPU_SHAPES, CUDA_SHAPES, END_TO_END_BARS, LANGUAGE_MODEL_BARS, Shape, layer_bar
 from benchmarks.tables import gate_log_markdown, language_model_markdown, layer_markdown
 from benchmarks.timing import Spread, in_turns, ratio, time_interleaved
@@ -71,6 +82,11 @@ def test_flashrnn_computes_the_layer_with_sigmoid_gates():
     x = torch.randn(6, 3, 4)
     # its plain PyTorch backend, which needs no GPU; float32 rounds at 1e-7
     torch.testing.assert_close(peers.FlashLSTM(lstm, "vanilla")(x)[0], lstm(x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_profiled_runs(monkeypatch):
+    monkeypatch.setenv("G2LSTM_CUDA_LAYER", "")  # which it changes
+    assert profiled.run_passes(["3,2,4,16"], "cpu", n_passes=1) == len(profiled.DTYPES) * len(profiled.KERNELS)
 
 
 def test_the_persistent_peer_says_where_it_cannot_run():

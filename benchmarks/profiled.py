@@ -1,0 +1,48 @@
+"""What a profiler is to look at: training passes of one layer by each of its CUDA kernels.
+
+    ncu --csv --log-file profile.csv python -m benchmarks.profiled [T,B,I,H ...]
+"""
+
+import os
+import sys
+
+import torch
+
+from fairseq_g2lstm import G2LSTM
+
+SHAPES = ("30,128,512,512", "70,20,256,256")
+DTYPES = (torch.float32, torch.float16)
+KERNELS = ("steps", "persistent")
+
+
+def run_passes(shapes: list[str], device: str, n_passes: int = 2) -> int:
+    """Runs forward and backward passes at every shape, in every dtype, by every kernel.
+
+    Args:
+        shapes: of (T, B, I, H).
+        device: "cuda", or "cpu" to see that it works.
+        n_passes: of each.
+
+    Returns:
+        The number of passes.
+    """
+    count = 0
+    for shape in shapes:
+        n_steps, n_rows, n_inputs, n_units = map(int, shape.split(","))
+        for dtype in DTYPES:
+            torch.manual_seed(1)
+            lstm = G2LSTM(n_inputs, n_units, device=device, dtype=dtype).train()
+            x = torch.randn(n_steps, n_rows, n_inputs, device=device, dtype=dtype, requires_grad=True)
+            for kernel in KERNELS:
+                os.environ["G2LSTM_CUDA_LAYER"] = kernel
+                for _ in range(n_passes):
+                    lstm(x)[0].float().sum().backward()
+                    count += 1
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return count
+
+
+if __name__ == "__main__":
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"{run_passes(sys.argv[1:] or list(SHAPES), where)} passes on {where}")
