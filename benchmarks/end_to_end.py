@@ -134,11 +134,11 @@ def compare_training(settings: Settings, encoder: str, precision: str) -> Result
 
 def compare_translation(settings: Settings) -> Result:
     """Translates the test set in turns with a stock checkpoint and with the same converted to `g2lstm`."""
-    from fairseq_g2lstm.checkpoints import read_checkpoint
+    from fairseq_g2lstm.checkpoints import read_checkpoint, updates_of
     from fairseq_g2lstm.convert import main as convert
 
     stock = settings.checkpoint or _train_checkpoint(settings)
-    history = read_checkpoint(stock).get("optimizer_history") or [{}]
+    updates = updates_of(read_checkpoint(stock))
     checkpoints = {"lstm": stock, "g2lstm": settings.work / "converted.pt"}
     if convert([str(stock), str(checkpoints["g2lstm"]), "--to", "g2lstm"]):
         raise UserError(f"{stock} could not be converted: give --checkpoint a checkpoint of the stock lstm")
@@ -151,7 +151,7 @@ def compare_translation(settings: Settings) -> Result:
     speeds = {arm: Spread(tuple(run.sentences_per_second for run in runs[arm])) for arm in ARMS}
     pairs = zip(runs["lstm"][0].hypotheses, runs["g2lstm"][0].hypotheses, strict=True)
     return {
-        "checkpoint_updates": history[-1].get("num_updates"),
+        "checkpoint_updates": updates,
         "sentences/s": comparison(speeds, "sentences_per_s", settings.bars.get("sentences/s")),
         "sentences": runs["lstm"][0].sentences,
         "identical": sum(one == other for one, other in pairs),

@@ -173,19 +173,20 @@ def persistent_workload(run: Workload, x: Tensor, hidden_size: int) -> Workload:
     """
 
     def run_persistent() -> object:
-        with _environment(G2LSTM_CUDA_LAYER="persistent"):
+        with environment(G2LSTM_CUDA_LAYER="persistent"):
             return run()
 
     if not x.is_cuda:
         raise Unavailable("it is a kernel of CUDA's")
-    with _environment(G2LSTM_CUDA_LAYER="persistent"):
+    with environment(G2LSTM_CUDA_LAYER="persistent"):
         if torch.ops.g2lstm.cuda_layer(x.dtype, *x.shape[:2], hidden_size) != "persistent":
             raise Unavailable("the device has no persistent kernel for this dtype and these units")
     return run_persistent
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
+    """Variables of the environment, for a while."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

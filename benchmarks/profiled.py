@@ -3,11 +3,11 @@
     ncu --csv --log-file profile.csv python -m benchmarks.profiled [T,B,I,H ...]
 """
 
-import os
 import sys
 
 import torch
 
+from benchmarks.peers import environment
 from fairseq_g2lstm import G2LSTM
 
 SHAPES = ("30,128,512,512", "70,20,256,256")
@@ -34,10 +34,10 @@ def run_passes(shapes: list[str], device: str, n_passes: int = 2) -> int:
             lstm = G2LSTM(n_inputs, n_units, device=device, dtype=dtype).train()
             x = torch.randn(n_steps, n_rows, n_inputs, device=device, dtype=dtype, requires_grad=True)
             for kernel in KERNELS:
-                os.environ["G2LSTM_CUDA_LAYER"] = kernel
-                for _ in range(n_passes):
-                    lstm(x)[0].float().sum().backward()
-                    count += 1
+                with environment(G2LSTM_CUDA_LAYER=kernel):
+                    for _ in range(n_passes):
+                        lstm(x)[0].float().sum().backward()
+                        count += 1
     if device == "cuda":
         torch.cuda.synchronize()
     return count

@@ -75,6 +75,12 @@ def read_checkpoint(path: str | Path) -> State:
     return state
 
 
+def updates_of(state: State) -> int | None:
+    """How many updates a checkpoint was trained for; None where it does not say."""
+    history = state.get("optimizer_history") or [{}]
+    return history[-1].get("num_updates")
+
+
 def write_checkpoint(state: State, path: str | Path) -> None:
     """Writes a checkpoint so that a file of this name is either complete or not there.
 

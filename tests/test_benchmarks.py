@@ -84,8 +84,7 @@ def test_flashrnn_computes_the_layer_with_sigmoid_gates():
     torch.testing.assert_close(peers.FlashLSTM(lstm, "vanilla")(x)[0], lstm(x)[0], rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_profiled_runs(monkeypatch):
-    monkeypatch.setenv("G2LSTM_CUDA_LAYER", "")  # which it changes
+def test_what_is_profiled_runs():
     assert profiled.run_passes(["3,2,4,16"], "cpu", n_passes=1) == len(profiled.DTYPES) * len(profiled.KERNELS)
 
 

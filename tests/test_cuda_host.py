@@ -24,6 +24,7 @@ from operator_cases import F32, F64, MODES
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths, library_paths
 
+from benchmarks.bars import CUDA_SHAPES
 from fairseq_g2lstm.philox import random_words
 from fairseq_g2lstm.reference import cell_step
 from fairseq_g2lstm.settings import GateMode
@@ -152,6 +153,16 @@ def test_the_blocks_of_a_launch_run_at_the_same_time_and_those_of_all_launches_h
     # arrivals are counted in 32 bits
     function(*int64(132, 227 * 1024, 2**31, n_rows, h_size), pointer(found))
     assert found[0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["half", "float"])
+def test_an_h100_has_a_persistent_kernel_for_all_sizes_of_the_gpus_bar(scalar, dtype):
+    found = torch.zeros(50, dtype=torch.int64)
+    for shape in CUDA_SHAPES:
+        getattr(scalar, f"test_plan_{dtype}")(
+            *int64(132, 227 * 1024, shape.n_steps, shape.n_rows, shape.hidden_size), pointer(found)
+        )
+        assert found[0] > 0, shape
 
 
 # One thread's arithmetic

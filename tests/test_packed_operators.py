@@ -133,17 +133,21 @@ def test_the_largest_sums_do_not_overflow(inputs: int, sign: int, n_rows: int):
     torch.testing.assert_close(ops.linear(x, packed), x @ q.float().t(), rtol=1e-6, atol=0.0)  # some float32 roundings
 
 
-@needs_kernels
-def test_a_layers_long_products_add_to_what_is_there():
-    h_size, n_rows = 96, 1500
-    w_ih, w_hh = (KINDS["integers"](matrix(4 * h_size, size)) for size in (5, h_size))
-    arguments = numbers(2, n_rows, 5), numbers(n_rows, h_size), numbers(n_rows, h_size, seed=5), w_ih, w_hh
+def assert_layer_equals_reference(*arguments: object) -> None:
     with torch.no_grad():
         found = ops.lstm_layer(*arguments, mode=MODE)
         with ops.use_reference():
             expected = ops.lstm_layer(*arguments, mode=MODE)
     for value, other in zip(found[:3], expected[:3], strict=True):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_a_layers_long_products_add_to_what_is_there():
+    h_size, n_rows = 96, 1500
+    w_ih, w_hh = (KINDS["integers"](matrix(4 * h_size, size)) for size in (5, h_size))
+    arguments = numbers(2, n_rows, 5), numbers(n_rows, h_size), numbers(n_rows, h_size, seed=5), w_ih, w_hh
+    assert_layer_equals_reference(*arguments)
 
 
 @needs_kernels
@@ -152,12 +156,7 @@ def test_a_layer_has_the_biases_that_are_given(given: tuple[bool, bool]):
     w_ih, w_hh = (KINDS["integers"](matrix(28, size)) for size in (11, 7))
     biases = [numbers(28, seed=6 + i) if there else None for i, there in enumerate(given)]
     arguments = numbers(5, 4, 11), numbers(4, 7), numbers(4, 7, seed=5), w_ih, w_hh, *biases
-    with torch.no_grad():
-        found = ops.lstm_layer(*arguments, mode=MODE)
-        with ops.use_reference():
-            expected = ops.lstm_layer(*arguments, mode=MODE)
-    for value, other in zip(found[:3], expected[:3], strict=True):
-        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
+    assert_layer_equals_reference(*arguments)
 
 
 @needs_kernels

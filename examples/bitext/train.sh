@@ -36,15 +36,8 @@ arguments=("$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}"
     --no-epoch-checkpoints --log-format simple --log-interval 50
     --save-dir "$save_dir" "$@")
 mkdir -p "$save_dir"
-if [ "${NODES:-1}" = 1 ] && command -v flock >/dev/null; then
-    # held by fairseq too, which may outlive this script; one that was told to end has some seconds for it
-    exec 9>>"$save_dir/.lock"
-    status=0
-    flock --conflict-exit-code 75 --wait 5 9 2>/dev/null || status=$?
-    if [ $status -eq 75 ]; then
-        echo "error: another training is running in $save_dir; end it first, or give another SAVE_DIR" >&2
-        exit 1
-    fi  # other failures are of file systems without locks
+if [ "${NODES:-1}" = 1 ]; then
+    hold_folder "$save_dir"
 fi
 if [ -f "$save_dir/checkpoint_last.pt" ]; then
     PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONWARNINGS=ignore \

@@ -74,16 +74,7 @@ if [ -n "${ONLY_CHECK:-}" ]; then
     exec env "$export_examples" PYTHONWARNINGS=ignore "$python" -m examples.common.fairseq_options "${arguments[@]}"
 fi
 mkdir -p "$save_dir"
-if command -v flock >/dev/null; then
-    # held by fairseq too, which may outlive this script; one that was told to end has some seconds for it
-    exec 9>>"$save_dir/.lock"
-    status=0
-    flock --conflict-exit-code 75 --wait 5 9 2>/dev/null || status=$?
-    if [ $status -eq 75 ]; then
-        echo "error: another training is running in $save_dir; end it first, or give another SAVE_DIR" >&2
-        exit 1
-    fi  # other failures are of file systems without locks
-fi
+hold_folder "$save_dir"
 if [ -f "$save_dir/checkpoint_last.pt" ]; then
     env "$export_examples" PYTHONWARNINGS=ignore "$python" -m examples.ptb.same_training "$save_dir" "${arguments[@]}"
 fi

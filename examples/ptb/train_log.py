@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.common.errors import UserError
-from examples.common.fairseq_log import setting, settings_of_line, start_of_line
+from examples.common.fairseq_log import sessions_of, setting, settings_of_line, start_of_line
 
 _VALIDATION = re.compile(r"\| valid \| epoch (\d+) .*\| loss (\S+) .*\| ppl (\S+) .*\| num_updates (\d+)")
 _EPOCH = re.compile(r"\| train \| epoch (\d+) .*\| wps (\S+) ")
@@ -111,7 +111,6 @@ def read_training(log: Path) -> Training:
     if not log.is_file():
         raise UserError(f"no {log}; train with examples/ptb/train.sh, which writes it")
     settings, parameters, finished = None, 0, False
-    sessions: list[str] = []
     # by the number of updates before, and by the number of the epoch
     validations: dict[int, Validation] = {}
     speeds: dict[int, float] = {}
@@ -122,7 +121,6 @@ def read_training(log: Path) -> Training:
                 settings, finished = found, False
             start = start_of_line(line)
             if start is not None:
-                sessions = [*(sessions if start.goes_on else []), settings or ""]
                 epochs, updates = start.epochs, start.updates
                 validations = {u: validation for u, validation in validations.items() if u <= updates}
                 speeds = {e: speed for e, speed in speeds.items() if e <= epochs}
@@ -139,4 +137,5 @@ def read_training(log: Path) -> Training:
     if settings is None:
         raise UserError(f"{log} tells no options of fairseq-train's simple log, so it is of no training yet")
     ordered = [validations[updates] for updates in sorted(validations)]
-    return Training(settings, sessions, parameters, ordered, [speeds[epoch] for epoch in sorted(speeds)], finished)
+    by_epoch = [speeds[epoch] for epoch in sorted(speeds)]
+    return Training(settings, sessions_of(log), parameters, ordered, by_epoch, finished)

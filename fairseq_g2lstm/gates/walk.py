@@ -11,7 +11,7 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from ..checkpoints import read_checkpoint
+from ..checkpoints import read_checkpoint, updates_of
 from ..loading import load_model
 from ..models.g2lstm import G2LSTMModel
 from ..models.gated import GatedModel
@@ -75,8 +75,7 @@ class Reader:
 
     def __init__(self, checkpoint: str | Path, data: str | Path, split: str) -> None:
         self.model, self._task = load_model(checkpoint, data)
-        history = read_checkpoint(checkpoint).get("optimizer_history") or [{}]
-        self.updates: int | None = history[-1].get("num_updates")
+        self.updates = updates_of(read_checkpoint(checkpoint))
         self.is_language_model = isinstance(self.model, G2LSTMLanguageModel)
         if self.is_language_model:
             self._tokens = _load_text(self._task, data, split)
