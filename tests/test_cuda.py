@@ -310,7 +310,10 @@ def test_the_layers_kernel_is_chosen_in_the_environment(monkeypatch):
 @pytest.mark.parametrize(("n_layers", "n_source"), [(1, 0), (3, 0), (1, 7), (3, 7)])
 def test_decoder_equals_the_reference_with_every_option(n_layers, n_source, padding, dropout, dtype):
     assert_equals_reference(
-        DecoderCase(n_layers=n_layers, n_source=n_source, padding=padding, dropout=dropout, dtype=dtype, bias=padding)
+        DecoderCase(
+            n_layers=n_layers, n_source=n_source, padding=padding, dropout=dropout, dtype=dtype, bias=padding,
+            rows=dropout,
+        )  # fmt: skip
     )
 
 

@@ -152,13 +152,13 @@ def test_precision_of_products_is_refused_where_stock_is_trained_too(precision):
 
 
 @pytest.mark.slow
-def test_options_that_an_arm_does_not_know_are_refused_before_anything_is_trained(whole_run, tmp_path):
-    arguments = ["--corpus", "corpus", "--out", str(tmp_path), "--arms", "gumbel", "stock"]
-    options = run.parse_arguments([*arguments, "--", "--gate-noise-prob", "0.1"])
+def test_options_that_an_arm_does_not_know_are_refused_before_anything_is_trained(corpus, whole_run):
+    out = whole_run[0]  # whose data are prepared
+    arguments = ["--corpus", str(corpus), "--any-text", "--out", str(out), "--seeds", "9"]
     message = r"^the arm stock cannot be trained with --gate-noise-prob 0\.1: (.|\n)* unrecognized arguments: --gate"
     with pytest.raises(UserError, match=message):
-        run.check_options(options, whole_run[0] / "data-bin")
-    assert list(tmp_path.iterdir()) == []
+        run.main([*arguments, "--arms", "gumbel", "stock", "--", "--gate-noise-prob", "0.1"])
+    assert not list(out.glob("*-9"))
 
 
 @pytest.mark.parametrize(
