@@ -16,19 +16,29 @@
 namespace g2lstm {
 namespace {
 
-const char* const kNames[] = {"default", "avx2", "avx512", "avx512_vnni", "amx"};
-constexpr int kAmx = 4;
+const char* const kNames[] = {"default", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"};
+constexpr int kBfloat16 = 4, kAmx = 5;
+
+// Whether the processor multiplies vectors of bfloat16.
+bool has_bfloat16() {
+#ifdef __x86_64__
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kVectorsOfBfloat16 = 1u << 5;
+  return avx512_bf16::built() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kVectorsOfBfloat16) != 0;
+#else
+  return false;
+#endif
+}
 
 // Whether the processor multiplies tiles, and the system lets this process: Linux gives the tiles' 8 KiB of
 // state to processes that ask.
 bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kSavedBySystem = 1u << 27, kVectorsOfBfloat16 = 1u << 5;
+  constexpr unsigned kSavedBySystem = 1u << 27;
   constexpr unsigned kTiles = 1u << 24 | 1u << 25 | 1u << 22;  // themselves, of bytes and of bfloat16
   if (!amx::built() || !__get_cpuid(1, &a, &b, &c, &d) || (c & kSavedBySystem) == 0) return false;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) != kTiles) return false;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & kVectorsOfBfloat16) == 0) return false;
   unsigned low = 0, high = 0;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   constexpr unsigned kTileState = 3u << 17;
@@ -54,10 +64,12 @@ int capability() {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     best = __builtin_cpu_supports("avx512vnni") ? 3 : 2;
   }
-  if (best == 3 && most == kAmx && has_amx()) best = kAmx;
+  if (best == 3 && has_bfloat16()) best = kBfloat16;
+  if (best == kBfloat16 && most == kAmx && has_amx()) best = kAmx;
   if (unknown) {
     std::fprintf(
-        stderr, "g2lstm: G2LSTM_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni or amx, got %s: taking %s\n",
+        stderr, "g2lstm: G2LSTM_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni, avx512_bf16 or amx, got %s: "
+        "taking %s\n",
         wanted, kNames[best]);
   }
   return most < best ? most : best;
@@ -75,6 +87,8 @@ const Core<F>& core() {
   switch (chosen()) {
     case kAmx:
       return amx::get<F>();
+    case kBfloat16:
+      return avx512_bf16::get<F>();
     case 3:
       return avx512_vnni::get<F>();
     case 2:

@@ -36,12 +36,12 @@ struct Weights {
   std::int64_t size_k = 0;
 };
 
-// Tiles of bfloat16 in which AMX multiplies: cpu/planes.h.
-constexpr std::int64_t kAmxRows = 16;
-constexpr std::int64_t kAmxK = 32;
-constexpr std::int64_t kAmxTile = kAmxRows * kAmxK;
+// Tiles of bfloat16, which AMX multiplies as they are: cpu/planes.h.
+constexpr std::int64_t kPlaneRows = 16;
+constexpr std::int64_t kPlaneK = 32;
+constexpr std::int64_t kPlaneTile = kPlaneRows * kPlaneK;
 
-static constexpr std::int64_t tiles_of_k(std::int64_t size) { return (size + kAmxK - 1) / kAmxK; }
+static constexpr std::int64_t tiles_of_k(std::int64_t size) { return (size + kPlaneK - 1) / kPlaneK; }
 
 // Sums of products: result (B, N) += sum over operands of operand (B, K) times its weights (K, N).
 template <class F>
@@ -64,8 +64,8 @@ struct Product {
   const Weights<F>* weights = nullptr;  // of each operand, for odd rows
 };
 
-// out (M, N) = start + left (M, K) times right (K, N). The right side comes packed by Core::pack. On AMX one side comes
-// in planes instead, by Core::split_left or split_right; the other, the larger one, is split on its way.
+// out (M, N) = start + left (M, K) times right (K, N). The right side comes packed by Core::pack, or one side comes in
+// planes instead, by Core::split_left or split_right; the other, the larger one, is split on its way.
 template <class F>
 struct MatrixProduct {
   Weights<F> left;  // element (m, k) at data[m * stride_n + k * stride_k]
@@ -299,7 +299,9 @@ struct Core {
   void (*words)(
       const Noise& noise, std::int64_t t, std::int64_t h_size, std::int64_t* out, std::int64_t word_stride,
       std::int64_t row_begin, std::int64_t row_end);
-  // Null where there is no AMX. Rows of a product's operands into planes, by row tiles.
+  // As how many bfloat16 a float32 may come into products, 0 where it is multiplied as it is, and the rest is null.
+  int most_planes = 0;
+  // Rows of a product's operands into planes, by row tiles.
   void (*split_left)(const Product<F>& product, std::int64_t tile_begin, std::int64_t tile_end) = nullptr;
   // One operand's weights into planes: its tiles of K come k_begin tiles below the first of k_tiles in all. Whether all
   // numbers are sums of such planes.
@@ -312,7 +314,7 @@ struct Core {
 };
 
 // The kernels of the best instruction set that this processor has; G2LSTM_CPU_CAPABILITY=
-// default|avx2|avx512|avx512_vnni|amx in the environment chooses a lesser one.
+// default|avx2|avx512|avx512_vnni|avx512_bf16|amx in the environment chooses a lesser one.
 template <class F>
 const Core<F>& core();
 
@@ -337,8 +339,13 @@ namespace avx512_vnni {
 template <class F>
 const Core<F>& get();
 }
-namespace amx {
+namespace avx512_bf16 {
 bool built();  // whether the compiler could
+template <class F>
+const Core<F>& get();
+}
+namespace amx {
+bool built();
 template <class F>
 const Core<F>& get();
 }

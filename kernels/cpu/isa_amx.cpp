@@ -1,5 +1,5 @@
-// The kernels for processors with AMX: those of AVX-512 with VNNI, but that products of float32 and of integers run on
-// its tiles.
+// The kernels for processors with AMX: those of AVX-512 with bfloat16, but that products of float32 and of integers
+// run on its tiles.
 //
 // GCC 11 and clang 12 are the first that know all that is needed.
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
@@ -31,6 +31,7 @@ bool built() { return true; }  // asked on every processor
 #endif
 
 #define G2LSTM_VECTOR_BYTES 64
+#define G2LSTM_PLANES
 #define G2LSTM_AMX
 #include "attention.h"
 #include "integer_tiles.h"
@@ -42,7 +43,7 @@ namespace amx {
 template <class F>
 const Core<F>& get() {
   static const Core<F> core = [] {
-    Core<F> all = avx512_vnni::get<F>();
+    Core<F> all = avx512_bf16::get<F>();
     all.name = "amx";
     all.multiply_integers = multiply_integers_in_tiles<F>;
     if constexpr (sizeof(F) == sizeof(float)) {
@@ -50,6 +51,7 @@ const Core<F>& get() {
       all.backward = backward<F>;
       all.output = output<F>;
       all.input_gradient = input_gradient<F>;
+      all.most_planes = PlaneMultiplier::kMostPlanes;
       all.split_left = split_left;
       all.split_right = split_right;
       all.multiply_matrices = multiply_matrices;
@@ -82,7 +84,7 @@ bool built() { return false; }
 
 template <class F>
 const Core<F>& get() {
-  return avx512_vnni::get<F>();
+  return avx512_bf16::get<F>();
 }
 
 template const Core<float>& get<float>();

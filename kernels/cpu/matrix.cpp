@@ -39,6 +39,7 @@ int planes_of_float32() {
 
 namespace {
 
+constexpr int kAllPlanes = 3;  // of a float32
 constexpr std::int64_t kFewest = 64;  // rows or columns for which the larger side is worth its way into planes or tiles
 constexpr std::int64_t kFewMultiplications = 1 << 26;
 
@@ -55,7 +56,7 @@ void set_start(MatrixProduct<float>& task, const Tensor& start, std::int64_t col
   task.start_stride = start.dim() == 2 ? start.stride(0) : 0;
 }
 
-// On AMX: sides in planes.
+// Sides in planes.
 constexpr std::int64_t kTilesOfK = 32;      // at a time
 constexpr std::int64_t kTilesAtOnce = 768;  // of the larger side, in planes: less than the second cache
 constexpr std::int64_t kMostAtOnce = 512;   // rows or columns of the larger side
@@ -68,17 +69,17 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
   if (!can_be_split(a) || !can_be_split(b)) return false;
   const bool by_rows = n_rows >= n_columns;
   const Columns columns{n_columns, 1};
-  const std::int64_t blocks = kernels.blocks(columns), row_tiles = (n_rows + kAmxRows - 1) / kAmxRows;
+  const std::int64_t blocks = kernels.blocks(columns), row_tiles = (n_rows + kPlaneRows - 1) / kPlaneRows;
   const std::int64_t parts = (tiles_of_k(size_k) + kTilesOfK - 1) / kTilesOfK;
-  const std::int64_t k_tiles = (tiles_of_k(size_k) + parts - 1) / parts, k_at_once = k_tiles * kAmxK;
+  const std::int64_t k_tiles = (tiles_of_k(size_k) + parts - 1) / parts, k_at_once = k_tiles * kPlaneK;
   const int planes = planes_of_float32();
   const auto words = a.options().dtype(at::kShort);
-  const Tensor tiles = at::empty({(by_rows ? 2 * blocks : row_tiles) * k_tiles * planes * kAmxTile}, words);
+  const Tensor tiles = at::empty({(by_rows ? 2 * blocks : row_tiles) * k_tiles * planes * kPlaneTile}, words);
   const Tensor odd_rows = at::zeros({row_tiles}, a.options().dtype(at::kBool));
   std::atomic<bool> even{true};
   MatrixProduct<float> task;
   task.planes = planes;
-  task.at_once = std::min(kTilesAtOnce / (k_tiles * planes) / 2 * 2 * kAmxRows, kMostAtOnce);
+  task.at_once = std::min(kTilesAtOnce / (k_tiles * planes) / 2 * 2 * kPlaneRows, kMostAtOnce);
   task.rows = n_rows;
   task.columns = n_columns;
   task.out = out.mutable_data_ptr<float>();
@@ -111,7 +112,7 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
       if (std::any_of(left.odd, left.odd + row_tiles, [](bool odd) { return odd; })) even = false;
     }
     if (!even) break;
-    const std::int64_t unit = by_rows ? 2 * kAmxRows : 1, units = by_rows ? n_rows : blocks;
+    const std::int64_t unit = by_rows ? 2 * kPlaneRows : 1, units = by_rows ? n_rows : blocks;
     at::parallel_for(0, (units + unit - 1) / unit, 1, [&](std::int64_t begin, std::int64_t end) {
       if (!kernels.multiply_matrices(task, unit * begin, std::min(unit * end, units))) even = false;
     });
@@ -119,8 +120,8 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
   return even;
 }
 
-// Without AMX: the right side packed in panels, as the weights of steps are, the left one in the tiles that registers
-// hold. Sums over parts of K are added up, which is also nearer than one sum over all of it.
+// Without planes: the right side packed in panels, as the weights of steps are, the left one in the tiles that
+// registers hold. Sums over parts of K are added up, which is also nearer than one sum over all of it.
 void multiply_in_panels(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start) {
   constexpr std::int64_t kKAtOnce = 384, kColumnsAtOnce = 2048, kRowsOfAThread = 12;
   const Core<float>& kernels = core<float>();
@@ -176,7 +177,8 @@ bool multiply_here(const Tensor& out, const Tensor& a, const Tensor& b, const Op
       !has_contiguous_rows(out, start)) {
     return false;
   }
-  if (core<float>().multiply_matrices != nullptr) return multiply_in_planes(out, a, b, start);
+  if (planes_of_float32() <= core<float>().most_planes && multiply_in_planes(out, a, b, start)) return true;
+  if (core<float>().most_planes == kAllPlanes) return false;  // odd numbers on AMX
   multiply_in_panels(out, a, b, start);
   return true;
 }

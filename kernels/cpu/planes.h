@@ -1,10 +1,10 @@
-// Products of float32 on AMX, whose tiles multiply pairs of bfloat16 and add in float32.
+// float32 as sums of bfloat16, pairs of which AMX and AVX-512 multiply and add in float32.
 //
 // A float32 is the sum of three bfloat16, its planes: 24 bits of mantissa in three times 8. Of the nine products of two
 // numbers' planes the six largest give the product to 2^-24 or so, as a float32 product has it, where the planes are no
-// denormals, which AMX takes for 0, in what it reads and in its sums: of numbers below 2^-109 the third plane is lost,
-// below 2^-117 the second, and products below 2^-105 or so lose digits alike. With two planes three products give
-// 2^-16, with one the one of bfloat16: what torch.set_float32_matmul_precision calls "high" and "medium".
+// denormals, which these instructions take for 0, in what they read and in their sums: of numbers below 2^-109 the
+// third plane is lost, below 2^-117 the second, and products below 2^-105 or so lose digits alike. With two planes three
+// products give 2^-16, with one the one of bfloat16: what torch.set_float32_matmul_precision calls "high" and "medium".
 //
 // A tile holds 16 rows of 32 bfloat16 of the left side; of the right side 32 rows of 16 columns, pairs of rows beside
 // one another, so that a tile of either is the other's with its 32-bit words transposed. Infinities, NaN and what
@@ -13,7 +13,7 @@
 #pragma once
 
 #include "columns.h"
-#include "tiles.h"
+#include "transpose.h"
 
 namespace g2lstm {
 namespace {
@@ -66,6 +66,14 @@ G2LSTM_INLINE __m512 widened(__m256i half) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
+// Two vectors of columns of the right side, and the left side.
+struct Panel {
+  const std::uint16_t* left;
+  const std::uint16_t* right[2];
+  std::int64_t left_stride;  // numbers from one row tile to the next
+  std::int64_t k_tiles;
+};
+
 // The next plane of 32 numbers, those of `low` first; they keep what it leaves.
 G2LSTM_INLINE __m512i next_plane(__m512& low, __m512& high) {
   const __m512i plane = (__m512i)_mm512_cvtne2ps_pbh(high, low);
@@ -75,7 +83,7 @@ G2LSTM_INLINE __m512i next_plane(__m512& low, __m512& high) {
 }
 
 G2LSTM_INLINE void store_planes(std::uint16_t* to, int planes, __m512 low, __m512 high) {
-  for (int plane = 0; plane < planes; ++plane) _mm512_storeu_si512(to + plane * kAmxTile, next_plane(low, high));
+  for (int plane = 0; plane < planes; ++plane) _mm512_storeu_si512(to + plane * kPlaneTile, next_plane(low, high));
 }
 
 // Tiles of K to split at a time: all where the numbers of a row or column lie together, else one of each row or column.
@@ -88,14 +96,14 @@ inline bool split_row_tile(
     const Weights<float>& left, std::int64_t row, std::int64_t n_rows, std::int64_t k, std::int64_t n_tiles,
     int planes, std::uint16_t* to) {
   unsigned odd = 0;
-  for (std::int64_t tile = 0; tile < n_tiles; ++tile, k += kAmxK, to += planes * kAmxTile) {
+  for (std::int64_t tile = 0; tile < n_tiles; ++tile, k += kPlaneK, to += planes * kPlaneTile) {
     const float* const from = left.data + row * left.stride_n + k * left.stride_k;
-    if (left.stride_k == 1 && n_rows - row >= kAmxRows && left.size_k - k >= kAmxK) {
+    if (left.stride_k == 1 && n_rows - row >= kPlaneRows && left.size_k - k >= kPlaneK) {
       for (int r = 0; r < 16; ++r) {
         const __m512 low = _mm512_loadu_ps(from + r * left.stride_n);
         const __m512 high = _mm512_loadu_ps(from + r * left.stride_n + 16);
         odd |= odd_lanes(low) | odd_lanes(high);
-        store_planes(to + r * kAmxK, planes, low, high);
+        store_planes(to + r * kPlaneK, planes, low, high);
       }
       continue;
     }
@@ -103,7 +111,7 @@ inline bool split_row_tile(
     load_block<1, 2>(from, left.stride_n, left.stride_k, n_rows - row, left.size_k - k, block);
     for (int r = 0; r < 16; ++r) {
       odd |= odd_lanes(block[r][0]) | odd_lanes(block[r][1]);
-      store_planes(to + r * kAmxK, planes, block[r][0], block[r][1]);
+      store_planes(to + r * kPlaneK, planes, block[r][0], block[r][1]);
     }
   }
   return odd != 0;
@@ -111,15 +119,15 @@ inline bool split_row_tile(
 
 inline void split_left(const Product<float>& product, std::int64_t tile_begin, std::int64_t tile_end) {
   for (std::int64_t tile = tile_begin; tile < tile_end; ++tile) {
-    std::uint16_t* to = product.left + tile * product.left_k_tiles * product.planes * kAmxTile;
+    std::uint16_t* to = product.left + tile * product.left_k_tiles * product.planes * kPlaneTile;
     bool odd = false;
     for (int i = 0; i < product.count; ++i) {
       const Operand<float>& operand = product.operands[i];
       const std::int64_t n_tiles = tiles_of_k(operand.size);
       odd |= split_row_tile(
-          {operand.data, operand.stride_k, operand.stride, operand.size}, tile * kAmxRows, product.rows, 0, n_tiles,
+          {operand.data, operand.stride_k, operand.stride, operand.size}, tile * kPlaneRows, product.rows, 0, n_tiles,
           product.planes, to);
-      to += n_tiles * product.planes * kAmxTile;
+      to += n_tiles * product.planes * kPlaneTile;
     }
     product.odd[tile] = odd;
   }
@@ -131,7 +139,7 @@ G2LSTM_INLINE void store_pairs(std::uint16_t* to, int planes, __m512 first, __m5
     const __m512i both = next_plane(first, second);
     const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(both));
     const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
-    _mm512_storeu_si512(to + plane * kAmxTile, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    _mm512_storeu_si512(to + plane * kPlaneTile, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
 }
 
@@ -141,22 +149,22 @@ inline bool split_columns(
     const Weights<float>& right, std::int64_t column, int width, std::int64_t k, std::int64_t n_tiles, int planes,
     std::uint16_t* to) {
   unsigned odd = 0;
-  for (std::int64_t tile = 0; tile < n_tiles; ++tile, k += kAmxK, to += planes * kAmxTile) {
+  for (std::int64_t tile = 0; tile < n_tiles; ++tile, k += kPlaneK, to += planes * kPlaneTile) {
     const float* const from = right.data + k * right.stride_k + column * right.stride_n;
-    if (right.stride_n == 1 && width == kAmxRows && right.size_k - k >= kAmxK) {
+    if (right.stride_n == 1 && width == kPlaneRows && right.size_k - k >= kPlaneK) {
       for (int pair = 0; pair < 16; ++pair) {
         const __m512 first = _mm512_loadu_ps(from + 2 * pair * right.stride_k);
         const __m512 second = _mm512_loadu_ps(from + (2 * pair + 1) * right.stride_k);
         odd |= odd_lanes(first) | odd_lanes(second);
-        store_pairs(to + pair * kAmxK, planes, first, second);
+        store_pairs(to + pair * kPlaneK, planes, first, second);
       }
       continue;
     }
-    __m512 rows[kAmxK][1];
+    __m512 rows[kPlaneK][1];
     load_block<2, 1>(from, right.stride_k, right.stride_n, right.size_k - k, width, rows);
     for (int pair = 0; pair < 16; ++pair) {
       odd |= odd_lanes(rows[2 * pair][0]) | odd_lanes(rows[2 * pair + 1][0]);
-      store_pairs(to + pair * kAmxK, planes, rows[2 * pair][0], rows[2 * pair + 1][0]);
+      store_pairs(to + pair * kPlaneK, planes, rows[2 * pair][0], rows[2 * pair + 1][0]);
     }
   }
   return odd != 0;
@@ -172,8 +180,8 @@ inline bool split_right(
     for (std::int64_t block = block_begin; block < block_end; ++block) {
       for (int v = 0; v < vectors; ++v) {
         const VectorColumns place = vector_columns<float>(columns, block, v);
-        std::uint16_t* const to = tiles + ((block * vectors + v) * k_tiles + k_begin + k) * planes * kAmxTile;
-        odd |= split_columns(weights, place.begin, place.width, k * kAmxK, run, planes, to);
+        std::uint16_t* const to = tiles + ((block * vectors + v) * k_tiles + k_begin + k) * planes * kPlaneTile;
+        odd |= split_columns(weights, place.begin, place.width, k * kPlaneK, run, planes, to);
       }
     }
   }

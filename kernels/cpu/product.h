@@ -5,7 +5,7 @@
 #include "core.h"
 #include "scratch.h"
 #include "vec.h"
-#ifdef G2LSTM_AMX
+#ifdef G2LSTM_PLANES
 #include "plane_products.h"
 #endif
 
@@ -185,7 +185,7 @@ template <class F>
 void multiply_block(
     const Product<F>& product, const Columns& columns, std::int64_t block, F* out, std::int64_t stride, const F* start,
     std::int64_t start_stride, std::int64_t row_begin, std::int64_t row_end) {
-#ifdef G2LSTM_AMX
+#ifdef G2LSTM_PLANES
   if constexpr (sizeof(F) == sizeof(float)) {
     if (product.planes > 0) {
       return multiply_block_in_planes(product, columns, block, out, stride, start, start_stride, row_end);

@@ -12,7 +12,7 @@ namespace g2lstm {
 
 using at::Tensor;
 
-// Of a float32 in products on AMX: what torch.set_float32_matmul_precision asks for.
+// As how many bfloat16 a float32 may come into products: what torch.set_float32_matmul_precision asks for.
 int planes_of_float32();
 
 inline std::uint16_t* words_of(const Tensor& tensor) {
@@ -52,8 +52,8 @@ class PackedWeights {
       k_tiles_ += tiles_of_k(w.size(k));
     }
     const bool a_thread_has_all_rows = core<F>().blocks(columns) >= at::get_num_threads();
-    const bool worth = core<F>().split_right != nullptr && a_thread_has_all_rows && rows >= kFewRowsInPlanes &&
-        rows * size_k_ * columns.size * columns.groups >= kFewInPlanes;
+    const bool worth = planes_of_float32() <= core<F>().most_planes && a_thread_has_all_rows &&
+        rows >= kFewRowsInPlanes && rows * size_k_ * columns.size * columns.groups >= kFewInPlanes;
     if (worth && can_be_split && split(columns, rows)) return;
     pack(columns);
     const bool in_first_cache = core<F>().tile_rows * size_k_ * sizeof(F) <= kFirstCache;
@@ -77,7 +77,7 @@ class PackedWeights {
     product.odd = odd_.template mutable_data_ptr<bool>();
     product.right = words_of(packed_);
     product.weights = parts_.data();
-    const std::int64_t n_tiles = (rows + kAmxRows - 1) / kAmxRows;
+    const std::int64_t n_tiles = (rows + kPlaneRows - 1) / kPlaneRows;
     at::parallel_for(0, n_tiles, 1, [&](auto begin, auto end) { core<F>().split_left(product, begin, end); });
     return product;
   }
@@ -106,10 +106,10 @@ class PackedWeights {
 
   bool split(const Columns& columns, std::int64_t rows) {
     const std::int64_t blocks = core<F>().blocks(columns), vectors = columns.groups == 1 ? 2 : 4;
-    const std::int64_t row_tiles = (rows + kAmxRows - 1) / kAmxRows;
+    const std::int64_t row_tiles = (rows + kPlaneRows - 1) / kPlaneRows;
     const auto words = held_[0].options().dtype(at::kShort);
     planes_ = planes_of_float32();
-    packed_ = at::empty({blocks * vectors * k_tiles_ * planes_ * kAmxTile}, words);
+    packed_ = at::empty({blocks * vectors * k_tiles_ * planes_ * kPlaneTile}, words);
     std::atomic<bool> even{true};
     at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
       std::int64_t k = 0;
@@ -122,7 +122,7 @@ class PackedWeights {
       planes_ = 0;
       return false;
     }
-    left_ = at::empty({row_tiles * k_tiles_ * planes_ * kAmxTile}, words);
+    left_ = at::empty({row_tiles * k_tiles_ * planes_ * kPlaneTile}, words);
     odd_ = at::empty({row_tiles}, words.dtype(at::kBool));
     return true;
   }
