@@ -17,7 +17,7 @@ from benchmarks.comparison import (
     train_in_turns,
     write_json,
 )
-from benchmarks.fairseq_runs import PLUGIN, PRECISIONS, Translation, train_checkpoint, translate
+from benchmarks.fairseq_runs import PLUGIN, PRECISIONS, Translation, read_state, train_checkpoint, translate
 from benchmarks.tables import end_to_end_markdown
 from benchmarks.timing import Spread, in_turns
 from examples.common.errors import UserError
@@ -92,8 +92,10 @@ def run(settings: Settings) -> Result:
         What stands in results.json.
 
     Raises:
-        UserError: fairseq failed.
+        UserError: fairseq failed, or the checkpoint cannot be read.
     """
+    if settings.checkpoint is not None:
+        read_state(settings.checkpoint)  # or what is wrong with it would be found last
     result: Result = {
         "benchmark": "end-to-end",
         "complete": False,
@@ -134,11 +136,11 @@ def compare_training(settings: Settings, encoder: str, precision: str) -> Result
 
 def compare_translation(settings: Settings) -> Result:
     """Translates the test set in turns with a stock checkpoint and with the same converted to `g2lstm`."""
-    from fairseq_g2lstm.checkpoints import read_checkpoint, updates_of
+    from fairseq_g2lstm.checkpoints import updates_of
     from fairseq_g2lstm.convert import main as convert
 
     stock = settings.checkpoint or _train_checkpoint(settings)
-    updates = updates_of(read_checkpoint(stock))
+    updates = updates_of(read_state(stock))
     checkpoints = {"lstm": stock, "g2lstm": settings.work / "converted.pt"}
     if convert([str(stock), str(checkpoints["g2lstm"]), "--to", "g2lstm"]):
         raise UserError(f"{stock} could not be converted: give --checkpoint a checkpoint of the stock lstm")

@@ -21,6 +21,21 @@ PLUGIN = ROOT / "fairseq_g2lstm"
 PRECISIONS = {"float32": (), "float16": ("--fp16", "--fp16-init-scale", "4")}
 
 
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint that the user gave.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it cannot be read.
+    """
+    from fairseq_g2lstm.checkpoints import read_checkpoint
+
+    try:
+        return read_checkpoint(checkpoint)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 @dataclass(frozen=True)
 class Process:
     """A process that ended well: how long it ran, and its peak memory, resident or, on CUDA, allocated by torch."""

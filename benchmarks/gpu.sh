@@ -61,6 +61,10 @@ for folder in ${DATA:+"$DATA"} ${TEXT:+"$TEXT"}; do
         exit 1
     fi
 done
+if [ -n "${CHECKPOINT:-}" ] && [ ! -f "$CHECKPOINT" ]; then
+    echo "error: no checkpoint $CHECKPOINT" >&2
+    exit 1
+fi
 if [ -n "${BUDGET:-}" ]; then
     : "${LAYER_OPTIONS=--rounds 3 --no-sweep --peers g2lstm g2lstm-persistent torch.nn.LSTM}"
     : "${END_TO_END_OPTIONS=--repeats 1 --encoders two}"
@@ -89,6 +93,9 @@ step() {
     fi
     timeout --kill-after 10 "$limit" "$@" > "$OUT/$name.log" 2>&1
     status=$?
+    if [[ $* == *benchmarks.run* ]] && [ -d runs/benchmark/logs ]; then
+        cp -r runs/benchmark/logs "$OUT"  # fairseq's own
+    fi
     note "$(printf '%-19s %-8s %5d s  %s' "$name" "$([ $status -eq 0 ] && echo passed || echo "exit $status")" \
         $((SECONDS - start)) "$(grep -v '^[[:space:]]*$' "$OUT/$name.log" | tail -n 1 | cut -c 1-120)")"
     return $status
@@ -150,9 +157,9 @@ for name in "${steps[@]}"; do
                 note "profile             left out: it needs a GPU and ncu"
                 continue
             fi
-            # every kernel once or twice, each replayed for its counters
-            step profile ncu --set basic --kernel-name-base demangled --kernel-name "regex:run_sequence|run_units|gemm" \
-                --launch-count 400 --csv --log-file "$OUT/profile.csv" python3 -m benchmarks.profiled
+            # every kernel a few times, each replayed for its counters; cuBLAS calls its products by several names
+            step profile ncu --set basic --kernel-name-base demangled \
+                --kernel-name "regex:run_sequence|run_units|gemm|nvjet" --launch-count 400 --csv --log-file "$OUT/profile.csv" python3 -m benchmarks.profiled
             ;;
         layer) step layer python3 -m benchmarks.run layer $smoke --out "$OUT/layer" ${LAYER_OPTIONS:-} ;;
         end-to-end)

@@ -8,12 +8,11 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.bars import PACKED_BAR, Bar
 from benchmarks.comparison import Result, against, describe_data, write_json
-from benchmarks.fairseq_runs import evaluate, translate
+from benchmarks.fairseq_runs import evaluate, read_state, translate
 from benchmarks.tables import packed_markdown
 from benchmarks.timing import Spread, in_turns
 from examples.common.errors import UserError
 from examples.common.files import write_text
-from fairseq_g2lstm.checkpoints import read_checkpoint
 from fairseq_g2lstm.compress.__main__ import main as compress
 from fairseq_g2lstm.compress.pack import memory_bytes
 from fairseq_g2lstm.loading import model_name
@@ -66,9 +65,9 @@ def run(settings: Settings) -> Result:
         What stands in results.json.
 
     Raises:
-        UserError: fairseq failed, or the checkpoint is of another model.
+        UserError: fairseq failed, or the checkpoint cannot be read or is of another model.
     """
-    kind = model_name(read_checkpoint(settings.checkpoint))
+    kind = model_name(read_state(settings.checkpoint))
     if kind not in ("g2lstm", "g2lstm_lm"):
         raise UserError(f"{settings.checkpoint} is of {kind}: give a g2lstm or g2lstm_lm, or convert it first")
     translates = kind == "g2lstm"

@@ -2,7 +2,7 @@
 
 The operator makes large products itself on AMX, of products of bfloat16, and on processors that are not Intel's;
 elsewhere, and below the size from which that pays, it is torch's product. The logits of a model go by it, and so do the
-layer's products over all time steps.
+layer's products over all time steps. Both are asked for float32's precision, or may be allowed to round.
 """
 
 from collections.abc import Callable
@@ -49,6 +49,7 @@ SIZES = (
     Sizes(2048, 2048, 2048),
 )
 SMOKE_SIZES = (Sizes(3, 4, 5),)
+PRECISIONS = ("highest", "high", "medium")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Settings:
     Attributes:
         threads: of torch.
         sizes: of the products.
+        precision: what torch.set_float32_matmul_precision is given meanwhile.
         rounds: turns of each operator.
         min_seconds: of a turn.
         out: folder of results.json and results.md.
@@ -65,6 +67,7 @@ class Settings:
 
     threads: int
     sizes: tuple[Sizes, ...]
+    precision: str
     rounds: int
     min_seconds: float
     out: Path
@@ -89,13 +92,18 @@ def run(settings: Settings) -> Result:
         "settings": {
             "rounds": settings.rounds,
             "min_seconds": settings.min_seconds,
-            "precision": torch.get_float32_matmul_precision(),
+            "precision": settings.precision,
         },
         "rows": [],
     }
-    for sizes in settings.sizes:
-        result["rows"].append(_measure(sizes, settings))
-        write_json(result, settings.out)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(settings.precision)
+    try:
+        for sizes in settings.sizes:
+            result["rows"].append(_measure(sizes, settings))
+            write_json(result, settings.out)
+    finally:
+        torch.set_float32_matmul_precision(before)
     result["complete"] = True
     write_json(result, settings.out)
     write_text(settings.out / "results.md", product_markdown(result))

@@ -5,7 +5,7 @@
     python -m benchmarks.run language-model [--data DATA_BIN] [--units …] [--blocks ROWSxTOKENS …] [--rounds N]
     python -m benchmarks.run packed --data DATA_BIN --checkpoint G2LSTM.pt [--packings …] [--rows …] [--rounds N]
     python -m benchmarks.run gate-log [--data DATA_BIN] [--repeats N]
-    python -m benchmarks.run product [--rounds N]
+    python -m benchmarks.run product [--precision NAME] [--rounds N]
 
 All print a Markdown table and write it as results.md, with results.json, into --out. --smoke runs tiny sizes, to see
 that everything works.
@@ -114,7 +114,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     log.add_argument("--data", type=_path, metavar="DATA_BIN",
                      help="default: the quickstart's corpus, made if need be")  # fmt: skip
 
-    modes.add_parser("product", help="products of matrices, on the CPU")
+    products = modes.add_parser("product", help="products of matrices, on the CPU")
+    products.add_argument("--precision", choices=product.PRECISIONS, default="highest",
+                          help="what torch.set_float32_matmul_precision is given (default: highest)")  # fmt: skip
 
     for mode in (whole, text, log):
         mode.add_argument("--precisions", nargs="+", choices=PRECISIONS["cuda"],
@@ -140,6 +142,9 @@ def _complete(options: argparse.Namespace) -> None:
         name = number.replace("-", "_")
         if getattr(options, name) is None:
             setattr(options, name, smoke if options.smoke else default)
+    updates, warmup = getattr(options, "updates", None), getattr(options, "warmup", None)
+    if updates is not None and warmup is not None and updates <= warmup:
+        raise UserError(f"--updates must be more than --warmup, got {updates} and {warmup}")
     if options.device is None:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -251,6 +256,7 @@ def run_product(options: argparse.Namespace) -> str:
     settings = product.Settings(
         threads=options.threads,
         sizes=product.SMOKE_SIZES if options.smoke else product.SIZES,
+        precision=options.precision,
         rounds=options.rounds,
         min_seconds=0.001 if options.smoke else 0.2,
         out=options.out,

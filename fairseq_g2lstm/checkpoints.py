@@ -10,6 +10,8 @@ import re
 import tempfile
 import zipfile
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,14 @@ import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from omegaconf.base import ContainerMetadata, Metadata
+from torch import Tensor
 
 State = dict[str, Any]
+
+# What torch and fairseq raise over files that are no checkpoints, or parts of one.
+_DAMAGED = (
+    OSError, EOFError, zipfile.BadZipFile, RuntimeError, LookupError, TypeError, ValueError, AttributeError,
+)  # fmt: skip
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -67,12 +75,26 @@ def read_checkpoint(path: str | Path) -> State:
         ) from error
     except PermissionError:
         raise
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, AttributeError, TypeError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path} is truncated or no fairseq checkpoint: {error}") from error
     if not isinstance(state.get("model"), dict) or state.get("cfg") is None:
         raise ValueError(f"{path} is no fairseq checkpoint: it has no model, or no options")
     state["cfg"] = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
     return state
+
+
+def check_finite(checkpoint: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuses a diverged training's weights, which rounding would turn into finite ones.
+
+    Raises:
+        ValueError: some are infinite or NaN.
+    """
+    for name, weight in weights.items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise ValueError(
+                f"{checkpoint}: {name} holds infinite numbers or NaN: the training diverged, give a checkpoint from "
+                "before that"
+            )
 
 
 def updates_of(state: State) -> int | None:
@@ -87,13 +109,24 @@ def write_checkpoint(state: State, path: str | Path) -> None:
     Raises:
         FileNotFoundError: the folder does not exist.
     """
+    with whole_file(path) as unfinished:
+        torch.save(state, unfinished)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[str]:
+    """Gives the name of a file to write, which takes `path`'s place when the block is done, and goes where it fails.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to: create it first")
     handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        torch.save(state, unfinished)
+        yield unfinished
         os.chmod(unfinished, 0o666 & ~_umask())
         os.replace(unfinished, path)
     finally:

@@ -1,5 +1,6 @@
 """Checkpoints as models ready for evaluation, the stock ones as the plugin's that compute the same."""
 
+from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any
     Raises:
         FileNotFoundError: the checkpoint or the data folder is missing.
         ValueError: the checkpoint is of another model, cannot be read, does not fit the dictionaries, or was trained
-            with --add-bos-token or --output-dictionary-size.
+            under another task, or with --add-bos-token or --output-dictionary-size.
     """
     if not Path(data).is_dir():
         raise FileNotFoundError(f"no data folder {data}: give the data-bin folder of fairseq-preprocess")
@@ -35,6 +36,11 @@ def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any
     if model_name(state) not in ("g2lstm", "g2lstm_lm"):
         state = to_g2lstm(state)
     task_options = state["cfg"]["task"]
+    if isinstance(task_options, Namespace):  # a task whose options fairseq has not brought up to date
+        raise ValueError(
+            f"{checkpoint} was trained under --task {getattr(task_options, 'task', None)}, which is not set up here: "
+            "translation and the two tasks of language modelling are"
+        )
     task_options["data"] = str(data)
     if model_name(state) == "g2lstm_lm":
         _read_in_order(task_options, checkpoint)

@@ -7,6 +7,7 @@ the model, the criterions, the modules and the conversion say of arguments in Py
 import re
 import shutil
 import subprocess
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from conftest import ROOT, run_module, train_in_process, train_options
 from fairseq import options as fairseq_options
 
 from fairseq_g2lstm.analysis import gate_histograms
-from fairseq_g2lstm.checkpoints import read_checkpoint
+from fairseq_g2lstm.checkpoints import read_checkpoint, write_checkpoint
 from fairseq_g2lstm.loading import load_model
 
 
@@ -285,6 +286,14 @@ def test_conversion_of_a_truncated_checkpoint_ends_with_one_line_and_leaves_noth
     assert last_line(done).startswith(f"error: {path} is truncated or no")
     assert "Traceback" not in done.stderr
     assert left_behind(tmp_path) == ["damaged.pt"]
+
+
+def test_a_checkpoint_of_a_task_that_is_not_set_up_here_gets_a_sentence(tiny_data, checkpoint, tmp_path):
+    state = read_checkpoint(checkpoint)
+    state["cfg"]["task"] = Namespace(task="translation_multi_simple_epoch", data="elsewhere")
+    write_checkpoint(state, tmp_path / "multi.pt")
+    with pytest.raises(ValueError, match=r"multi\.pt was trained under --task translation_multi_simple_epoch, which"):
+        load_model(tmp_path / "multi.pt", tiny_data)
 
 
 def test_histograms_of_another_model_get_a_sentence(tiny_data, checkpoint, tmp_path):

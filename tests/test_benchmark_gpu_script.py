@@ -61,6 +61,13 @@ def test_a_budget_leaves_out_what_has_no_time_and_shortens_the_benchmarks(tmp_pa
     assert (tmp_path / "out" / "end-to-end.log").read_text().rstrip().endswith("--repeats 9")
 
 
+@pytest.mark.parametrize("name", ["DATA", "TEXT", "CHECKPOINT"])
+def test_what_is_not_there_is_told_before_the_first_step(tmp_path, name):
+    done = gpu_script(tmp_path, "layer", **{name: str(tmp_path / "nowhere")})
+    assert done.returncode == 1 and table(tmp_path) == []
+    assert f"{tmp_path / 'nowhere'}\n" in done.stderr
+
+
 @pytest.mark.parametrize("gpu", ["", "H100"])
 def test_the_layers_kernels_are_profiled_where_there_is_a_gpu(tmp_path, gpu):
     done = gpu_script(tmp_path, "profile", GPU=gpu, KERNELS="built")

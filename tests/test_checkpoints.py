@@ -89,10 +89,15 @@ def test_generation_uses_the_mode_asked_for_at_the_temperature_carried(tiny_data
     assert modes == {mode}
 
 
-def test_an_average_of_checkpoints_carries_the_temperature_that_they_carry(checkpoint: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "average",
+    [lambda values: sum([values] * 8) / 8, lambda values: values.float().double()],
+    ids=["average_checkpoints.py", "--ema-fp32"],
+)
+def test_an_average_of_checkpoints_carries_the_temperature_that_they_carry(checkpoint: Path, tmp_path: Path, average):
     state = read_checkpoint(checkpoint)
     values = state["model"]["gates.values"]
-    average = sum([values] * 8) / 8  # as fairseq's average_checkpoints.py makes it
+    average = average(values)
     assert average.ne(values).any()  # or this shows nothing
     state["model"]["gates.values"] = average
     write_checkpoint(state, tmp_path / "average.pt")
@@ -218,6 +223,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path, Path], Any], type[Exception], str]] =
     "first half": (truncated(0.5), ValueError, NO_CHECKPOINT),
     "nearly whole": (truncated(0.999), ValueError, NO_CHECKPOINT),
     "text": (lambda path, _: path.write_text("Ein Mann fährt Rad.\n" * 99), ValueError, NO_CHECKPOINT),
+    "a dictionary": (lambda path, _: path.write_text("a 402\n, 300\n. 200\n"), ValueError, NO_CHECKPOINT),
     "zeros": (lambda path, _: path.write_bytes(bytes(4096)), ValueError, NO_CHECKPOINT),
     "a plain pickle": (lambda path, _: path.write_bytes(pickle.dumps({"model": {}})), ValueError, NO_CHECKPOINT),
     "a zip": (lambda path, _: ZipFile(path, "w").writestr("model", "weights"), ValueError, NO_CHECKPOINT),

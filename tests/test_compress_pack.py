@@ -179,18 +179,35 @@ def test_what_cannot_be_packed_is_said(translation, tmp_path, capsys, arguments,
     assert message in capsys.readouterr().err and not (tmp_path / "packed.pt").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("command", ["pack", "study", "search"])
+def test_a_diverged_training_is_refused(tiny_data, translation, tmp_path, capsys, command, value):  # noqa: F811
+    state = read_checkpoint(translation)
+    state["model"]["decoder.layers.0.weight_hh"][3, 1] = value
+    diverged = tmp_path / "diverged.pt"
+    write_checkpoint(state, diverged)
+    data = ["--data", str(tiny_data)]
+    more = {"pack": [str(tmp_path / "p.pt")], "search": [str(tmp_path / "p.pt"), *data]}
+    assert main([command, str(diverged), *more.get(command, [*data, "--out", str(tmp_path / "out")])]) == 1
+    said = capsys.readouterr().err
+    assert "diverged.pt: decoder.layers.0.weight_hh holds infinite numbers or NaN: the training diverged" in said
+    assert not (tmp_path / "p.pt").exists()
+
+
 def test_a_packed_checkpoint_is_not_packed_again(translation, tmp_path, capsys):  # noqa: F811
     packed = packed_file(translation, tmp_path)
     assert main(["pack", str(packed), str(tmp_path / "again.pt")]) == 1
     assert "is packed already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["pack", "export"])
-def test_a_checkpoint_is_not_written_over(translation, tmp_path, capsys, command):  # noqa: F811
+@pytest.mark.parametrize("command", ["pack", "export", "search"])
+def test_a_checkpoint_is_not_written_over(tiny_data, translation, tmp_path, capsys, command):  # noqa: F811
     checkpoint = tmp_path / "given.pt"
     shutil.copy(translation, checkpoint)
-    assert main([command, str(checkpoint), str(checkpoint)]) == 1
+    more = ["--data", str(tiny_data)] if command == "search" else []
+    assert main([command, str(checkpoint), str(checkpoint), *more]) == 1
     assert "is the checkpoint itself" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given.pt"]
     assert checkpoint.read_bytes() == translation.read_bytes()
 
 

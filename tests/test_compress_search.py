@@ -109,6 +109,14 @@ def test_the_command_says_what_the_packed_checkpoint_scores(
     assert "lost and more than is allowed: --packed-weights unpack keeps to it" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ['{"setting": {', "[1, 2]"], ids=["cut off", "of something else"])
+def test_what_holds_no_measurements_is_named(tiny_data, translation, tmp_path, capsys, text):  # noqa: F811
+    (tmp_path / "packed.pt.json").write_text(text)
+    assert main(["search", str(translation), str(tmp_path / "packed.pt"), "--data", str(tiny_data)]) == 1
+    said = f"error: {tmp_path / 'packed.pt.json'} holds no measurements of a search, or not all of them: delete it\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--allowed", "-1"], "--allowed must be >= 0, got -1.0"), (["--candidates", "round:1"], "is packed by int:8")],

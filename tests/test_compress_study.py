@@ -122,6 +122,7 @@ def test_the_command_writes_table_csv_and_picture(tiny_text: Path, language_mode
     ("change", "message"),
     [
         ({"--compressions": ["int:9"]}, "must be an integer, 2 to 8"),
+        ({"--compressions": ["clip:0.5:0.4"]}, "must be at least the step, got 'clip:0.5:0.4'"),
         ({"--split": ["odd"]}, "no file of the split"),
         ({"--names": ["a", "b"]}, "--names must be 1 different names"),
         ({"--names": ["a", "a"]}, "--names must be 1 different names"),

@@ -283,8 +283,9 @@ def evaluate(data_bin: Path, save_dir: Path, given: list[str], name: str | None 
         "updates": trained.updates,
     }
     write_text(result, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    pieces = "words" if parsed.post_process is None else "subwords"
     print(
-        f"{parsed.gen_subset} perplexity {perplexity:.2f} a word, {bits:.4f} bits, {tokens:,} words with "
+        f"{parsed.gen_subset} perplexity {perplexity:.2f} a word, {bits:.4f} bits, {tokens:,} {pieces} with "
         f"the ends of sentence; context: {context}" + (f"; cache {cache}" if cache else "")
     )
     print(f"{result} written")

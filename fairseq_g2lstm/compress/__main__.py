@@ -15,7 +15,7 @@ from ..config import PACKED_WEIGHTS
 from ..loading import names
 from ..settings import EVAL_MODES
 from .evaluate import Evaluator
-from .pack import Sizes, export_safetensors, pack
+from .pack import Sizes, check_is_another, export_safetensors, pack
 from .parts import GATES, MATRICES, OTHERS, Selection
 from .plan import uniform_plan
 from .report import markdown, plot, write_csv
@@ -106,6 +106,7 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     selection = _selection(options)
+    check_is_another(options.packed, options.checkpoint)
     found = search(
         options.checkpoint,
         options.data,
@@ -169,10 +170,16 @@ def _add_in_memory(command: argparse.ArgumentParser) -> None:
 def _add_evaluation(command: argparse.ArgumentParser, split: str) -> None:
     command.add_argument("--data", required=True, type=Path, metavar="DATA_BIN", help="fairseq's data folder")
     command.add_argument("--split", default=split, help="(default: %(default)s)")
-    command.add_argument("--beam", type=int, default=5, help="(default: %(default)s)")
+    command.add_argument("--beam", type=_positive, default=5, help="(default: %(default)s)")
     command.add_argument(
-        "--batch-size", type=int, default=128, help="sentences, or rows of a text (default: %(default)s)"
+        "--batch-size", type=_positive, default=128, help="sentences, or rows of a text (default: %(default)s)"
     )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number >= 1, got {text}")
+    return int(text)
 
 
 def _selection(options: argparse.Namespace) -> Selection:

@@ -14,6 +14,7 @@ from fairseq.sequence_scorer import SequenceScorer
 from sacrebleu.metrics import BLEU
 from torch import Tensor
 
+from ..checkpoints import check_finite
 from ..gates.tokens import CONTINUES, marks_beginnings
 from ..loading import load_model
 from ..models.language_model import G2LSTMLanguageModel
@@ -41,7 +42,7 @@ class Evaluator:
 
     Raises:
         FileNotFoundError: the checkpoint, the data folder or the split is missing.
-        ValueError: the checkpoint cannot be read, or does not fit the data.
+        ValueError: the checkpoint cannot be read, does not fit the data, or holds numbers that are not finite.
 
     Attributes:
         model: its weights may be changed in place.
@@ -52,6 +53,7 @@ class Evaluator:
         self, checkpoint: str | Path, data: str | Path, split: str = "test", beam: int = 5, batch_size: int = 128
     ) -> None:
         self.model, self._task = load_model(checkpoint, data)
+        check_finite(checkpoint, self.model.state_dict())
         self._split, self._beam, self._batch_size = split, beam, batch_size
         try:
             self._task.load_dataset(split)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..checkpoints import State, read_checkpoint, write_checkpoint
+from ..checkpoints import State, check_finite, read_checkpoint, whole_file, write_checkpoint
 from ..loading import load_model, model_name
 from ..packed import META, Packing, pack_weights, unpack_weights
 from .parts import recurrent_bytes, tied_names
@@ -48,7 +48,7 @@ def pack(
         ValueError: the checkpoint is of another model or packed already, or a transform cannot be packed.
     """
     state = read_packable(checkpoint)
-    _check_is_another(target, checkpoint)
+    check_is_another(target, checkpoint)
     weights: dict[str, Tensor] = state["model"]
     packed = pack_weights(weights, _packings(plan(weights) if callable(plan) else plan, weights), settings)
     options = {**state["cfg"]["model"], "packed_weights": in_memory}
@@ -67,7 +67,7 @@ def read_packable(checkpoint: Path) -> State:
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the checkpoint is of another model or packed already.
+        ValueError: the checkpoint is of another model, packed already, or holds numbers that are not finite.
     """
     state = read_checkpoint(checkpoint)
     name = model_name(state)
@@ -78,10 +78,12 @@ def read_packable(checkpoint: Path) -> State:
         )
     if META in state["model"]:
         raise ValueError(f"{checkpoint} is packed already: give the one that it was made of")
+    check_finite(checkpoint, state["model"])
     return state
 
 
-def _check_is_another(target: Path, checkpoint: Path) -> None:
+def check_is_another(target: Path, checkpoint: Path) -> None:
+    """Raises ValueError where a file to be written is the checkpoint that is read."""
     if target.exists() and target.samefile(checkpoint):
         raise ValueError(f"{target} is the checkpoint itself, which would be lost: give another file to write")
 
@@ -122,13 +124,12 @@ def export_safetensors(checkpoint: Path, target: Path) -> int:
     from safetensors.torch import save_file
 
     weights: dict[str, Tensor] = read_checkpoint(checkpoint)["model"]
-    _check_is_another(target, checkpoint)
+    check_is_another(target, checkpoint)
     unpack_weights(weights)
     # tied weights share memory, which the format does not allow
     own = {name: weight.detach().clone().contiguous() for name, weight in weights.items()}
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to: create it first")
-    save_file(own, target, metadata={"format": "pt"})
+    with whole_file(target) as unfinished:
+        save_file(own, unfinished, metadata={"format": "pt"})
     return len(own)
 
 

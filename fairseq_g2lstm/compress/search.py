@@ -133,6 +133,16 @@ def _path(
         path.append({**now, best[1]: best[2]})
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        kept = None
+    if not isinstance(kept, dict):
+        raise ValueError(f"{path} holds no measurements of a search, or not all of them: delete it")
+    return kept
+
+
 class _Measured:
     """Losses and scores of packings, kept in a file."""
 
@@ -163,7 +173,7 @@ class _Measured:
         }
         self._kept: dict[str, Any] = {"setting": setting, "metric": None, "losses": {}, "scores": {}}
         if work.is_file():
-            kept = json.loads(work.read_text(encoding="utf-8"))
+            kept = _read_json(work)
             if kept.get("setting") == json.loads(json.dumps(setting)):
                 self._kept = kept
 

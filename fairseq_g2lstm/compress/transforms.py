@@ -64,6 +64,8 @@ def parse(text: str) -> Transform:
         return Transform(text, kind, lambda w: _rounded(w, step), lambda w: _grid_bits(w, step))
     if kind == "clip" and len(numbers) == 2:
         step, limit = (_positive(text, number) for number in numbers)
+        if limit < step:
+            raise ValueError(f"the limit in clip:STEP:LIMIT must be at least the step, got {text!r}")
         return Transform(
             text,
             kind,

@@ -1,6 +1,7 @@
 """Activation regularisation of Merity, McCann, Socher, "Revisiting Activation Regularization for Language RNNs"
 (2017), as in AWD-LSTM: small outputs of the last layer, and outputs that change slowly."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,13 +37,13 @@ class RegularisedCrossEntropyCriterion(CrossEntropyCriterion):
         """Builds the criterion from the options.
 
         Raises:
-            ValueError: a weight is < 0.
+            ValueError: a weight is < 0, or not finite.
         """
         criterion = super().build_criterion(cfg, task)
         for name in ("activation_reg", "temporal_activation_reg"):
             weight = getattr(cfg, name, 0.0)
-            if not weight >= 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be >= 0, got {weight}")
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be >= 0 and finite, got {weight}")
             setattr(criterion, name, weight)
         return criterion
 

@@ -12,6 +12,8 @@ from ..modules import G2LSTM, G2LSTMCell
 from ..packed import PackedMatrix, keep_packed, unpack_weights
 from ..settings import GateSettings
 
+ADAPTIVE_SOFTMAX = "--adaptive-softmax-cutoff needs --criterion adaptive_loss (and --ddp-backend legacy_ddp)"
+
 
 class GateValues(nn.Module):
     """The gates' temperature and noise probability in use, kept in the checkpoint.
@@ -69,6 +71,18 @@ class GatedModel(BaseFairseqModel):
             )
         return super().train(mode)
 
+    def get_normalized_probs(
+        self, net_output: Any, log_probs: bool, sample: dict[str, Any] | None = None
+    ) -> Tensor:
+        """As of any fairseq model.
+
+        Raises:
+            ValueError: they are asked for in training, and an adaptive softmax's have no gradients.
+        """
+        if self.training and torch.is_grad_enabled() and self.decoder.adaptive_softmax is not None:
+            raise ValueError(ADAPTIVE_SOFTMAX)
+        return super().get_normalized_probs(net_output, log_probs, sample)
+
     def set_num_updates(self, num_updates: int) -> None:
         """Takes the number of updates from the trainer.
 
@@ -104,8 +118,9 @@ class GatedModel(BaseFairseqModel):
         """Uses the temperature and noise probability of the buffer, unless an option was changed since."""
         options = self.option_settings
         values = self.gates.values.tolist()
-        # An option that differs from the one saved was changed since, and holds. Averages of checkpoints round.
-        same = partial(math.isclose, rel_tol=1e-9)
+        # An option that differs from the one saved was changed since, and holds. Averages of checkpoints round, and so
+        # does an exponential average in float32.
+        same = partial(math.isclose, rel_tol=1e-6)
         temperature = values[0] if same(options.temperature, values[2]) else options.temperature
         noise_prob = values[1] if same(options.noise_prob, values[3]) else options.noise_prob
         in_use = [temperature, noise_prob, options.temperature, options.noise_prob]
