@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple, Optional, TypeAlias
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -273,15 +274,16 @@ def adaptive_softmax_cutoffs(options: Namespace) -> list[int] | None:
     """The cutoffs of the adaptive softmax, or None without one.
 
     Raises:
-        ValueError: the option is no comma separated list of integers > 0.
+        ValueError: the option is no comma separated list of ascending integers > 0.
     """
     given = options.adaptive_softmax_cutoff
     if given is None:
         return None
     parts = str(given).strip("[]() ").split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"--adaptive-softmax-cutoff must be comma separated integers > 0, got {given!r}")
-    return [int(part) for part in parts]
+    cutoffs = [int(part) for part in parts if part.strip().isdecimal()]
+    if len(cutoffs) < len(parts) or any(low >= high for low, high in pairwise([0, *cutoffs])):
+        raise ValueError(f"--adaptive-softmax-cutoff must be comma separated, ascending integers > 0, got {given!r}")
+    return cutoffs
 
 
 def _check_common(options: Namespace) -> None:
@@ -318,7 +320,7 @@ def _check(options: Namespace) -> None:
                 "--share-all-embeddings needs --encoder-embed-dim equal to --decoder-embed-dim, "
                 f"got {options.encoder_embed_dim} and {options.decoder_embed_dim}"
             )
-        if options.decoder_embed_path not in (None, options.encoder_embed_path):
+        if options.decoder_embed_path and options.decoder_embed_path != options.encoder_embed_path:
             raise ValueError(
                 "--share-all-embeddings allows no --decoder-embed-path of its own, "
                 f"got {options.decoder_embed_path}: use --encoder-embed-path alone"

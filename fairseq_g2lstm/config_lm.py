@@ -1,5 +1,6 @@
 """Options of the `g2lstm_lm` model and the sizes of its architectures."""
 
+import math
 from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -171,8 +172,8 @@ def resolve(options: ModelOptions) -> Namespace:
             f"--decoder-dropout-type must be one of {', '.join(DROPOUT_TYPES)}, got {resolved.decoder_dropout_type!r}"
         )
     for name in ("init_range", "lstm_init_range"):
-        if getattr(resolved, name) < 0:
-            raise ValueError(f"{flag(name)} must be >= 0, got {getattr(resolved, name)}")
+        if not 0 <= getattr(resolved, name) < math.inf:
+            raise ValueError(f"{flag(name)} must be >= 0 and finite, got {getattr(resolved, name)}")
     if resolved.share_decoder_input_output_embed and resolved.decoder_embed_dim != resolved.decoder_out_embed_dim:
         raise ValueError(
             "--share-decoder-input-output-embed needs --decoder-embed-dim equal to --decoder-out-embed-dim, "

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import PLUGIN, ROOT, run_module, train_in_process
-from fairseq.data import data_utils
+from fairseq.data import Dictionary, data_utils
 from fairseq.optim.sgd import SGD
 from fairseq.sequence_scorer import SequenceScorer
 from lm_runs import RECIPE, eval_lm, preprocess, stock_lm_options, train_lm, write_text
@@ -144,6 +144,18 @@ def test_only_the_first_validation_set_at_an_epochs_end_counts_for_averaging(tin
     several = train_lm(tiny_text, tmp_path / "several", *options)
     losses = [kept(read_checkpoint(f / "checkpoint_last.pt"))["trigger"]["losses"] for f in (alone, several)]
     assert losses[0] == losses[1] and len(losses[0]) == 2
+
+
+def test_a_stop_between_two_validations_of_the_interval_does_not_count_for_averaging(tiny_text: Path, tmp_path: Path):
+    options = [*EIGHT_ROWS, "--validate-interval", 2, "--max-epoch", 3]
+    whole = train_lm(tiny_text, tmp_path / "whole", *options)
+    n_blocks = len(drawn_lengths(math.ceil(len(tokens_of(tiny_text / "train")) / 8), 12, 1, 1))
+    for stop in (["--max-update", n_blocks], []):
+        stopped = train_lm(tiny_text, tmp_path / "stopped", *options, *stop)
+        assert position(read_checkpoint(stopped / "checkpoint_last.pt"))[0] == (2 if stop else 4)
+    found, expected = (read_checkpoint(folder / "checkpoint_last.pt") for folder in (stopped, whole))
+    assert_same_training(found, expected)
+    assert len(kept(expected)["trigger"]["losses"]) == 1
 
 
 def test_the_blocks_drawn_lengths_change_with_the_epoch(tiny_text: Path, tmp_path: Path):
@@ -286,6 +298,32 @@ def test_a_context_window_brings_rows_nearer_to_one_row(tiny_text: Path, trained
     assert rows > whole + 0.05 and abs(warmed - whole) < 0.3 * (rows - whole)
 
 
+def test_what_is_for_training_alone_changes_no_evaluation(tiny_text: Path, trained: Path):
+    assert eval_lm(tiny_text, trained, "--variable-tokens-per-sample") == eval_lm(tiny_text, trained)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_subwords_are_joined_in_whole_rows_alone(tmp_path: Path, rows: int):
+    write_text(tmp_path, {"train": 20, "valid": 20, "test": 20})
+    for split in tmp_path.glob("*.txt"):
+        split.write_text(split.read_text().replace("w1 ", "w1@@ ").replace("w14 ", "w14@@ "))
+    data = preprocess(tmp_path)
+    checkpoint = train_lm(data, tmp_path / "model", "--max-update", 5) / "checkpoint_last.pt"
+    tokens, dictionary = tokens_of(data / "test"), Dictionary.load(str(data / "dict.txt"))
+    n_words = sum(not dictionary[token].endswith("@@") for token in tokens)
+    length = math.ceil(len(tokens) / rows)
+    options = ["--batch-size", rows, "--context-window", 2, "--tokens-per-sample"]
+    apart = eval_lm(data, checkpoint, *options, length + 2)["loss"]
+    joined = eval_lm(data, checkpoint, *options, length + 2, "--remove-bpe", "@@ ")["loss"]
+    # Of the last word of a row the rest may stand in the next one.
+    assert apart * len(tokens) / (n_words + rows - 1) <= joined * (1 + 1e-6)
+    assert joined <= apart * len(tokens) / n_words * (1 + 1e-6) and joined > 1.05 * apart
+    with pytest.raises(ValueError, match=f"give --tokens-per-sample {length + 2}, a whole row, or leave --remove-bpe"):
+        eval_lm(data, checkpoint, *options, length + 1, "--remove-bpe", "@@ ")
+    with pytest.raises(ValueError, match="joins nothing by --remove-bpe alone: .* --remove-bpe '@@ '"):
+        eval_lm(data, checkpoint, *options, length + 2, "--remove-bpe")
+
+
 def test_text_is_sampled_from_a_prefix(tiny_text: Path, trained: Path):
     done = run_module(
         "fairseq_cli.interactive", tiny_text, "--user-dir", PLUGIN, "--cpu", "--path", trained,
@@ -421,9 +459,14 @@ def test_another_models_architecture_is_refused_with_a_sentence(tiny_text: Path,
         (["--decoder-layers", 3], "--decoder-layer-sizes 9,8, given or the architecture's, stands in place of"),
         (["--arch", "g2lstm_lm_ptb", "--decoder-layers", 1, "--max-update", 1], "got --decoder-layers 1 as well"),
         (["--adaptive-softmax-cutoff", "9"], "--adaptive-softmax-cutoff needs --criterion adaptive_loss"),
+        (["--adaptive-softmax-cutoff", "9", "--criterion", "cross_entropy"], "needs --criterion adaptive_loss"),
+        (["--adaptive-softmax-cutoff", "9,5"], "must be comma separated, ascending integers > 0, got '9,5'"),
         (["--batch-size", 4000], "fewer than the 4000 rows"),
         (["--asgd-nonmono", -1, "--optimizer", "nt_asgd"], "--asgd-nonmono must be >= 0"),
-        (["--activation-reg", -1], "--activation-reg must be >= 0"),
+        (["--activation-reg", -1], "--activation-reg must be >= 0 and finite, got -1"),
+        (["--temporal-activation-reg", "inf"], "--temporal-activation-reg must be >= 0 and finite, got inf"),
+        (["--init-range", "nan"], "--init-range must be >= 0 and finite, got nan"),
+        (["--lstm-init-range", "inf"], "--lstm-init-range must be >= 0 and finite, got inf"),
     ],
 )
 def test_an_option_that_does_not_fit_is_refused_with_a_sentence(tiny_text, tmp_path, options, message):

@@ -215,6 +215,10 @@ def test_missing_embeddings_get_a_sentence(task, tmp_path):
         build(task, encoder_embed_path=str(tmp_path / "nowhere"))
 
 
+def test_an_empty_name_of_embeddings_is_none(task):
+    build(task, encoder_embed_path="", decoder_embed_path="", share_all_embeddings=False)
+
+
 def test_embeddings_of_another_size_get_a_sentence(task, tmp_path):
     path = tmp_path / "embeddings"
     path.write_text("1 3\nw1 0.5 0.5 0.5\n")

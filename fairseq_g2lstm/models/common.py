@@ -83,7 +83,7 @@ def build_embedding(
     nn.init.uniform_(embedding.weight, -init_range, init_range)
     nn.init.constant_(embedding.weight[dictionary.pad()], 0)
     path = getattr(options, path_option)
-    if path is None:
+    if not path:
         return embedding
     flag = "--" + path_option.replace("_", "-")
     if not os.path.isfile(path):

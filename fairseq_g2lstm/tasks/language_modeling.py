@@ -72,6 +72,8 @@ class G2LSTMLanguageModelingConfig(LanguageModelingConfig):
     update_freq: Any = II("optimization.update_freq")
     sentence_avg: bool = II("optimization.sentence_avg")
     disable_validation: bool = II("dataset.disable_validation")
+    validate_interval: int = II("dataset.validate_interval")
+    post_process: Any = II("common_eval.post_process")
 
 
 @register_task("g2lstm_language_modeling", dataclass=G2LSTMLanguageModelingConfig)
@@ -161,7 +163,8 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
             update_epoch_batch_itr: given by fairseq for the iterator of training alone.
 
         Raises:
-            ValueError: neither number of rows is given, or the text is shorter than the rows.
+            ValueError: neither number of rows is given, the text is shorter than the rows, or block lengths are drawn
+                and the gradient grows with them.
         """
         if not isinstance(dataset, TokenStream):
             return super().get_batch_iterator(
@@ -179,6 +182,12 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
             )
         block_length = self.args.tokens_per_sample
         training = update_epoch_batch_itr is not None
+        drawn = training and self.args.variable_tokens_per_sample
+        if drawn and self.args.sentence_avg:
+            raise ValueError(
+                "--variable-tokens-per-sample scales the learning rate to a block's length, with --sentence-avg the "
+                "gradient grows with it already: leave one of them out"
+            )
         blocks = RowBlocks(
             dataset.tokens,
             rows_within(max_sentences, max_tokens, block_length),
@@ -188,7 +197,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
             n_shards=num_shards,
             shard=shard_id,
             context=context_window,
-            draw=(seed, epoch) if training and self.args.variable_tokens_per_sample else None,
+            draw=(seed, epoch) if drawn else None,
         )
         iterator = block_iterator(blocks, epoch, num_workers, data_buffer_size, skip_remainder_batch)
         if training:
@@ -212,7 +221,8 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         With several rows each but the first starts without the text before it, or with `context_window` tokens of it.
 
         Raises:
-            ValueError: options of the cache were given without its size, or `max_tokens` that a block exceeds.
+            ValueError: options of the cache were given without its size, `max_tokens` that a block exceeds, or
+                --remove-bpe where blocks cut words apart.
         """
         if self.cache.size == 0 and self.cache != CacheSettings():
             raise ValueError(
@@ -220,6 +230,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
                 "the number of steps that it remembers"
             )
         rows, block_length = batch_size or 1, self.args.tokens_per_sample
+        self._check_words(-(-len(dataset) // (rows * num_shards)), context_window)
         if max_tokens not in (None, EVAL_LM_MAX_TOKENS) and rows * block_length > max_tokens:
             raise ValueError(
                 f"--max-tokens {max_tokens} must be at least {rows * block_length}, a block of {block_length} tokens "
@@ -236,6 +247,20 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
             data_buffer_size=data_buffer_size,
             context_window=context_window,
         ).next_epoch_itr(shuffle=False)
+
+    def _check_words(self, row_length: int, context_window: int) -> None:
+        if self.args.post_process is None:
+            return
+        if self.args.post_process == "subword_nmt":
+            raise ValueError(
+                "fairseq-eval-lm joins nothing by --remove-bpe alone: give it what subwords end in, --remove-bpe '@@ '"
+            )
+        if self.args.tokens_per_sample < row_length:
+            raise ValueError(
+                "--remove-bpe joins subwords within a block, and the end of one may stand inside a word: give "
+                f"--tokens-per-sample {row_length + context_window}, a whole row, or leave --remove-bpe out and take "
+                "the perplexity a word from the bits a token: 2 ** (bits * tokens / words)"
+            )
 
     def build_dataset_for_inference(
         self, src_tokens: list[torch.Tensor], src_lengths: list[int], **kwargs: Any
@@ -307,12 +332,14 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
     def post_validate(self, model: Any, stats: Mapping[str, Any], agg: Any) -> None:
         """Watches the first validation set's loss at each epoch's end for the time to start averaging.
 
-        Validations inside an epoch do not count: a run that is stopped there, which validates, goes on as if it had
-        not been.
+        Validations at other times than --validate-interval's do not count: a run that is stopped there, which
+        validates, goes on as if it had not been.
         """
         first, self._first_valid_set = self._first_valid_set, False
         averager = None if self._optimizer is None else find_nt_asgd(self._optimizer)
-        if averager is not None and first and self._train_iterator is not None and self._train_iterator.end_of_epoch():
+        train = self._train_iterator
+        is_due = train is not None and train.end_of_epoch() and train.epoch % self.args.validate_interval == 0
+        if averager is not None and first and is_due:
             meter = agg["nll_loss"] if "nll_loss" in agg else agg["loss"]
             self._trigger.see(float(meter.avg), averager.cfg.asgd_nonmono)
 
@@ -427,9 +454,4 @@ def _check_options(args: Any, targets: list[str]) -> None:
     if args.tokens_per_sample <= 0:
         raise ValueError(
             f"--tokens-per-sample must be > 0, got {args.tokens_per_sample}: fairseq-eval-lm takes off --context-window"
-        )
-    if args.variable_tokens_per_sample and args.sentence_avg:
-        raise ValueError(
-            "--variable-tokens-per-sample scales the learning rate to a block's length, with --sentence-avg the "
-            "gradient grows with it already: leave one of them out"
         )
