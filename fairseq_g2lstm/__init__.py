@@ -4,6 +4,7 @@ Importing the package, which `--user-dir` does, registers its models, tasks, cri
 and lets fairseq's checkpoints load under torch's weights-only unpickler.
 """
 
+from . import fairseq_import  # isort: skip  # before all that imports fairseq
 from . import criterions, models, optim, tasks
 from .checkpoints import allow_fairseq_checkpoints
 from .gate_stats import observe_gates
@@ -23,4 +24,5 @@ __all__ = [
     "tasks",
 ]
 
+del fairseq_import
 allow_fairseq_checkpoints()

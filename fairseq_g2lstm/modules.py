@@ -14,7 +14,7 @@ from . import ops
 from .packed.matrix import weight_of
 from .philox import draw_seed
 from .reference import unpacked
-from .settings import GateSettings
+from .settings import GateSettings, check_probability
 
 GateObserver = Callable[[int, bool, Tensor, Tensor | None], None]
 """Called with layer, whether backward, z (T, B, 2H) and valid (T, B) bool or None; see `G2LSTM.gate_observer`."""
@@ -59,11 +59,11 @@ class _Gated(nn.Module):
     def _check_settings(self, settings: GateSettings) -> None:
         """Raises ValueError where a module cannot do what is asked; `G2LSTM` can do all."""
 
-    def _check_dtype(self, x: Tensor) -> None:
+    def _check_dtype(self, name: str, x: Tensor) -> None:
         weights = list(self.parameters())  # not by name, which may compute one anew; none where all are packed
         if weights and x.dtype != weights[0].dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
-                f"input has dtype {x.dtype} and the weights have {weights[0].dtype}: convert one to the other's, "
+                f"{name} has dtype {x.dtype} and the weights have {weights[0].dtype}: convert one to the other's, "
                 "or run under torch.autocast"
             )
 
@@ -71,6 +71,11 @@ class _Gated(nn.Module):
 def _check_pair(hx: tuple[Tensor, Tensor] | None) -> None:
     if hx is not None and len(hx) != 2:
         raise ValueError(f"hx must be a pair of states (h_0, c_0) or None, got {len(hx)}")
+
+
+def _check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def _check_size(name: str, value: int) -> None:
@@ -104,6 +109,7 @@ class G2LSTM(_Gated):
 
     Raises:
         ValueError: an argument is outside its range.
+        TypeError: a size is no integer, bias or batch_first no bool.
         NotImplementedError: proj_size is not 0.
 
     Attributes:
@@ -139,12 +145,13 @@ class G2LSTM(_Gated):
             ("num_layers", num_layers),
         ):
             _check_size(name, size)
+        _check_flag("bias", bias)
+        _check_flag("batch_first", batch_first)
         if proj_size != 0:
             raise NotImplementedError(
                 f"proj_size is not supported, got {proj_size}: use 0 and a torch.nn.Linear after the layer"
             )
-        if not 0.0 <= dropout <= 1.0:
-            raise ValueError(f"dropout must be a probability between 0 and 1, got {dropout}")
+        check_probability("dropout", dropout)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 f"dropout={dropout} has no effect with num_layers=1: it is applied between layers", stacklevel=2
@@ -219,7 +226,8 @@ class G2LSTM(_Gated):
         """
         _check_pair(hx)
         if isinstance(input, PackedSequence):
-            padded, lengths = pad_packed_sequence(input._replace(sorted_indices=None, unsorted_indices=None))
+            # not by _replace, over which torch.compile fails
+            padded, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
             order, restore = input.sorted_indices, input.unsorted_indices
             if hx is not None:
                 self._check_states(hx, padded.size(1))
@@ -229,7 +237,7 @@ class G2LSTM(_Gated):
             packed = pack_padded_sequence(output, lengths, enforce_sorted=True)
             if restore is not None:
                 h_n, c_n = h_n.index_select(1, restore), c_n.index_select(1, restore)
-            return packed._replace(sorted_indices=order, unsorted_indices=restore), (h_n, c_n)
+            return PackedSequence(packed.data, packed.batch_sizes, order, restore), (h_n, c_n)
 
         if input.dim() not in (2, 3):
             raise ValueError(
@@ -330,14 +338,14 @@ class G2LSTM(_Gated):
                 "input must have at least one time step and one batch row, "
                 f"got {x.size(0)} time steps and {x.size(1)} batch rows"
             )
-        self._check_dtype(x)
+        self._check_dtype("input", x)
 
     def _check_states(self, hx: tuple[Tensor, Tensor], n_rows: int) -> None:
         shape = (self.num_layers * (2 if self.bidirectional else 1), n_rows, self.hidden_size)
         for name, state in zip(("h_0", "c_0"), hx, strict=True):
             if tuple(state.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(state.shape)}")
-            self._check_dtype(state)
+            self._check_dtype(name, state)
 
     def _check_unbatched_state(self, name: str, state: Tensor) -> Tensor:
         if state.dim() != 2:
@@ -365,6 +373,7 @@ class G2LSTMCell(_Gated):
 
     Raises:
         ValueError: an argument is outside its range.
+        TypeError: a size is no integer, bias no bool.
     """
 
     def __init__(
@@ -384,6 +393,7 @@ class G2LSTMCell(_Gated):
         super().__init__(GateSettings(gate_type, temperature, noise_prob, noise_sharing, eval_mode))
         _check_size("input_size", input_size)
         _check_size("hidden_size", hidden_size)
+        _check_flag("bias", bias)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
@@ -444,7 +454,7 @@ class G2LSTMCell(_Gated):
             raise ValueError(f"input must have input_size={self.input_size} features, got {x.size(1)}")
         if x.size(0) == 0:
             raise ValueError("input must have at least one batch row, got 0")
-        self._check_dtype(x)
+        self._check_dtype("input", x)
         shape = (x.size(0), self.hidden_size) if batched else (self.hidden_size,)
         if hx is None:
             zeros = x.new_zeros(shape)
@@ -452,7 +462,7 @@ class G2LSTMCell(_Gated):
         for name, state in zip(("h", "c"), hx, strict=True):
             if tuple(state.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(state.shape)}")
-            self._check_dtype(state)
+            self._check_dtype(name, state)
         h, c = (state if batched else state.unsqueeze(0) for state in hx)
 
         mode = self.gate_settings.mode(self.training)

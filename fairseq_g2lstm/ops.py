@@ -8,6 +8,7 @@ what they compute. The compiled operators serve where the extension is built, th
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from types import ModuleType
 from typing import Any, cast
 
@@ -43,7 +44,8 @@ __all__ = [
 
 _compiled: ModuleType | None = None
 _error: str | None = None
-_reference_wanted = False
+_reference_wanted = 0  # blocks that are in use_reference
+_wanted_lock = Lock()
 _warned = False
 
 try:
@@ -71,17 +73,22 @@ def kernels_error() -> str | None:
 @contextmanager
 def use_reference() -> Iterator[None]:
     """Within it, the plain-PyTorch reference computes everything, in all threads."""
-    global _reference_wanted
-    before, _reference_wanted = _reference_wanted, True
+    _count_wanted(1)
     try:
         yield
     finally:
-        _reference_wanted = before
+        _count_wanted(-1)
+
+
+def _count_wanted(change: int) -> None:
+    global _reference_wanted
+    with _wanted_lock:
+        _reference_wanted += change
 
 
 def _reference_serves() -> bool:
     """Whether the reference was asked for, or forward-mode derivatives are, which the compiled operators lack."""
-    return _reference_wanted or forward_ad._current_level >= 0
+    return _reference_wanted > 0 or forward_ad._current_level >= 0
 
 
 def _backend(name: str, device: torch.device) -> Callable[..., Any]:

@@ -80,11 +80,15 @@ class GateSettings:
 
 def check_temperature(name: str, value: float) -> None:
     """Raises ValueError unless value is a number and 0 < value < infinity."""
-    if not isinstance(value, Real) or not 0.0 < value < float("inf"):
+    if not _is_number(value) or not 0.0 < value < float("inf"):
         raise ValueError(f"{name} must be > 0 and finite, got {value!r}")
 
 
 def check_probability(name: str, value: float) -> None:
     """Raises ValueError unless value is a number and 0 <= value <= 1."""
-    if not isinstance(value, Real) or not 0.0 <= value <= 1.0:
+    if not _is_number(value) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be a probability between 0 and 1, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -287,6 +287,19 @@ def test_the_pictures_axes_hold_all_that_is_drawn(models, tiny_data):
         assert [text.get_text() for text in figure.legends[0].get_texts()] == list(models)
 
 
+def test_the_picture_of_a_long_sentence_shows_its_beginning(models, tiny_data, monkeypatch):
+    pytest.importorskip("matplotlib", reason="draws with matplotlib, which is not installed")
+    _, (shown,) = Reader(models["sharpened"], tiny_data, "test").read(10, [3])
+    n_tokens = max(map(len, (shown.source, shown.target)))
+    assert pictures._sentence(shown, [shown], "a model").get_suptitle() == "a model, sentence 3"
+    monkeypatch.setattr(pictures, "_MOST_TOKENS", 4)
+    figure = pictures._sentence(shown, [shown], "a model")
+    assert figure.get_suptitle() == f"a model, sentence 3, the first 4 of {n_tokens} tokens"
+    drawn = [axis.images[0].get_array().shape for part in figure.subfigs for axis in part.axes]
+    assert len(drawn) == 5 and all(shape[1] == min(4, len(shown.source)) for shape in drawn[:2])
+    assert drawn[-1] == (min(4, len(shown.written)), min(4, len(shown.source)))
+
+
 def test_without_matplotlib_the_page_and_the_tables_are_written_all_the_same(
     models, tiny_data, tmp_path, monkeypatch, capsys
 ):

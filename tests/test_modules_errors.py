@@ -18,6 +18,7 @@ BAD_SETTINGS = [
     ({"noise_prob": -0.1}, "noise_prob must be a probability between 0 and 1, got -0.1"),
     ({"noise_prob": 1.5}, "noise_prob must be a probability between 0 and 1, got 1.5"),
     ({"noise_prob": math.nan}, "noise_prob must be a probability between 0 and 1, got nan"),
+    ({"noise_prob": True}, "noise_prob must be a probability between 0 and 1, got True"),
     ({"gate_type": "gumble"}, "gate_type must be one of gumbel, sharpened, sigmoid, got 'gumble'"),
     ({"noise_sharing": "batch"}, "noise_sharing must be one of step, mask, sequence, got 'batch'"),
     ({"eval_mode": "harsh"}, "eval_mode must be one of auto, soft, tempered, hard, got 'harsh'"),
@@ -68,6 +69,10 @@ def test_settings_are_checked_when_changed(values):
         ({"num_layers": 0}, ValueError, "num_layers must be > 0, got 0"),
         ({"dropout": 1.1}, ValueError, "dropout must be a probability between 0 and 1, got 1.1"),
         ({"dropout": -0.1}, ValueError, "dropout must be a probability between 0 and 1, got -0.1"),
+        ({"dropout": True}, ValueError, "dropout must be a probability between 0 and 1, got True"),
+        ({"dropout": "0.3"}, ValueError, "dropout must be a probability between 0 and 1, got '0.3'"),
+        ({"bias": 0.3}, TypeError, "bias must be True or False, got 0.3"),
+        ({"batch_first": 0.3}, TypeError, "batch_first must be True or False, got 0.3"),
         ({"proj_size": 2}, NotImplementedError, "proj_size is not supported, got 2"),
     ],
 )
@@ -116,6 +121,8 @@ BAD_INPUTS = [
     (zeros(5, 3), (zeros(2, 4), zeros(1, 4)), "h_0 must have shape (1, 1, 4), got (2, 1, 4)"),
     (zeros(5, 2, 3).half(), None, "input has dtype torch.float16 and the weights have torch.float32"),
     (zeros(5, 2, 3).long(), None, "input has dtype torch.int64 and the weights have torch.float32"),
+    (zeros(5, 2, 3), (zeros(1, 2, 4).double(), zeros(1, 2, 4)), "h_0 has dtype torch.float64 and the weights have"),
+    (zeros(5, 3), (zeros(1, 4), zeros(1, 4).half()), "c_0 has dtype torch.float16 and the weights have torch.float32"),
 ]
 
 
@@ -159,6 +166,8 @@ def test_float_inputs_with_weights_of_another_type_outside_autocast(weight_dtype
         G2LSTM(3, 4, dtype=weight_dtype)(zeros(5, 2, 3))
     with pytest.raises(ValueError, match=sentence):
         G2LSTMCell(3, 4, dtype=weight_dtype)(zeros(2, 3))
+    with pytest.raises(ValueError, match="c has dtype torch.float32 and the weights have"):
+        G2LSTMCell(3, 4, dtype=weight_dtype)(zeros(2, 3).to(weight_dtype), (zeros(2, 4).to(weight_dtype), zeros(2, 4)))
 
 
 @pytest.mark.parametrize("n_states", [1, 3])

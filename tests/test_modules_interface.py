@@ -2,9 +2,12 @@
 
 import copy
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from lstm_peers import EQUAL, assert_same_outputs
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -20,6 +23,19 @@ SHAPES = [
     {"num_layers": 2, "bias": False, "batch_first": True},
     {"num_layers": 2, "dropout": 0.5},
 ]
+
+
+def test_importing_it_leaves_logging_as_it_was():
+    script = """
+import logging
+logging.getLogger().setLevel(logging.ERROR)
+from fairseq_g2lstm import G2LSTM
+assert logging.root.level == logging.ERROR and logging.root.handlers == [], logging.root.handlers
+logging.basicConfig(level=logging.INFO, force=False)
+assert logging.root.level == logging.INFO and len(logging.root.handlers) == 1
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # State dicts and weights

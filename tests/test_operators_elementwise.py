@@ -1,6 +1,7 @@
 """Dropout and the cross-entropy: the compiled operators against plain PyTorch."""
 
 import math
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -363,6 +364,24 @@ def test_use_reference_serves_plain_pytorch():
     assert torch.equal(nll, reference.cross_entropy(logits, targets, IGNORED)[0])
     torch.manual_seed(1)
     assert torch.equal(found, torch.nn.functional.dropout(logits, 0.5))
+
+
+def test_the_reference_serves_until_the_last_thread_that_asked_for_it_is_done():
+    began, ended = Event(), Event()
+
+    def other() -> None:
+        with ops.use_reference():
+            began.set()
+            ended.wait(60)
+
+    thread = Thread(target=other)
+    with ops.use_reference():
+        thread.start()
+        assert began.wait(60)
+    assert ops._reference_serves()
+    ended.set()
+    thread.join()
+    assert not ops._reference_serves()
 
 
 def test_tensors_on_another_device_are_refused():

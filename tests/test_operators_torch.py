@@ -31,6 +31,7 @@ from operator_cases import (
 )
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from fairseq_g2lstm import G2LSTM, G2LSTMCell, ops
 from fairseq_g2lstm.ops import CellWeights
@@ -201,12 +202,45 @@ def test_module_compiled_without_graph_breaks_equals_eager(training):
         assert_near(found, expected, 1e-6)
 
 
-def test_an_exported_module_computes_the_same():
-    lstm = G2LSTM(5, 6, 2, bidirectional=True).eval()
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_packed_sequences_go_through_a_compiled_module(training):
+    lstm = G2LSTM(5, 6, bidirectional=True).train(training)
+    compiled = torch.compile(lstm, backend="eager")
+    for lengths, in_order in (((6, 3, 1), True), ((2, 5, 4), False)):
+        x = torch.randn(max(lengths), 3, 5)
+        packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=in_order)
+        results = []
+        for function in (lstm, compiled):
+            torch.manual_seed(1)
+            output, states = function(packed)
+            results.append([*output, *states])
+        for found, expected in zip(*results, strict=True):
+            assert found is expected if expected is None else torch.equal(found, expected)
+
+
+def test_modules_of_the_reference_are_compiled_in_training_too():
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    with ops.use_reference():
+        for module, given in ((G2LSTM(5, 6, 2), x), (G2LSTMCell(5, 6), x[0])):
+            results = []
+            for function in (module, torch.compile(module, backend="aot_eager")):
+                torch.manual_seed(1)
+                output = function(given)[0]
+                results.append((output, torch.autograd.grad(output.sum(), x)[0]))
+            for found, expected in zip(*results, strict=True):
+                assert_near(found, expected, 1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_an_exported_module_computes_the_same(training):
+    lstm = G2LSTM(5, 6, 2, bidirectional=True).train(training)
     x = torch.randn(4, 3, 5)
     program = torch.export.export(lstm, (x,))
     with torch.no_grad():
-        (found, states), (expected, expected_states) = program.module()(x), lstm(x)
+        torch.manual_seed(1)
+        found, states = program.module()(x)
+        torch.manual_seed(1)
+        expected, expected_states = lstm(x)
     for one, other in zip((found, *states), (expected, *expected_states), strict=True):
         assert torch.equal(one, other)
 

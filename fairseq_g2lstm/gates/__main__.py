@@ -105,6 +105,7 @@ def _run(options: argparse.Namespace) -> None:
     try:
         from .pictures import write_pictures
 
+        print("drawing pictures", file=sys.stderr)
         written += write_pictures(models, options.out)
     except ImportError:
         print("no pictures: matplotlib is not installed", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ _COLOURS = ("#0072b2", "#e69f00", "#1b1f24", "#cc79a7", "#56b4e9", "#8a6d00")
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 3)))
 _RAMPS = {"input": ("#f3f8fc", "#3d8fd1"), "forget": ("#fdf5ea", "#e2801f"), "attention": ("#f8f5fb", "#5b3f8c")}
 _DPI = 110
+_MOST_TOKENS = 60  # of a side; the page has all
 _LEVEL = 8  # letters of a token that is written level under its column
 
 
@@ -138,6 +140,9 @@ def _sentence(shown: SentenceGates, beside: Sequence[SentenceGates], name: str) 
     Args:
         beside: the sentence in all models, which share the colours' scales.
     """
+    tokens = max(map(len, (shown.source, shown.target, shown.written)))
+    part = f", the first {_MOST_TOKENS} of {tokens} tokens" if tokens > _MOST_TOKENS else ""
+    shown = _beginning(shown)
     sides = [side for side in (True, False) if any(is_source(place) == side for place in shown.gates)]
     panels = [(side, gate) for side in sides for gate in GATES]
     heights = [sum(is_source(place) == side for place in shown.gates) + 1.5 for side, _ in panels]
@@ -154,8 +159,20 @@ def _sentence(shown: SentenceGates, beside: Sequence[SentenceGates], name: str) 
         _draw_attention(right.subplots(), shown)
     for axis, (side, gate) in zip(axes, panels, strict=True):
         _draw_tokens(axis, shown, beside, side, gate)
-    figure.suptitle(f"{name}, sentence {shown.number}", fontsize=12)
+    figure.suptitle(f"{name}, sentence {shown.number}{part}", fontsize=12)
     return figure
+
+
+def _beginning(shown: SentenceGates) -> SentenceGates:
+    most = slice(_MOST_TOKENS)
+    return replace(
+        shown,
+        source=shown.source[most],
+        target=shown.target[most],
+        written=shown.written[most],
+        attention=None if shown.attention is None else shown.attention[most, most],
+        gates={place: (gates[0][most], gates[1][most]) for place, gates in shown.gates.items()},
+    )
 
 
 def _draw_tokens(axis: Any, shown: SentenceGates, beside: Sequence[SentenceGates], side: bool, gate: str) -> None:
