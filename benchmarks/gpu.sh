@@ -33,7 +33,8 @@ if [ -n "${ARCHIVE:-}" ] && [[ $(realpath -m "$ARCHIVE") == "$OUT"/* ]]; then
     exit 1
 fi
 table=$(mktemp)
-trap 'rm -f "$table"' EXIT
+began=$(mktemp)
+trap 'rm -f "$table" "$began"' EXIT
 
 if [ -n "${WHEELS:-}" ]; then
     site=${TMPDIR:-/tmp}/g2lstm-site
@@ -93,8 +94,9 @@ step() {
     fi
     timeout --kill-after 10 "$limit" "$@" > "$OUT/$name.log" 2>&1
     status=$?
-    if [[ $* == *benchmarks.run* ]] && [ -d runs/benchmark/logs ]; then
-        cp -r runs/benchmark/logs "$OUT"  # fairseq's own
+    if [ -d runs/benchmark/logs ]; then  # fairseq's own, of this run
+        mkdir -p "$OUT/logs"
+        find runs/benchmark/logs -type f -newer "$began" -exec cp -t "$OUT/logs" {} +
     fi
     note "$(printf '%-19s %-8s %5d s  %s' "$name" "$([ $status -eq 0 ] && echo passed || echo "exit $status")" \
         $((SECONDS - start)) "$(grep -v '^[[:space:]]*$' "$OUT/$name.log" | tail -n 1 | cut -c 1-120)")"

@@ -20,6 +20,7 @@ from benchmarks.tables import product_markdown
 from benchmarks.timing import ratio, time_interleaved
 from examples.common.errors import UserError
 from examples.common.files import write_text
+from fairseq_g2lstm.tasks.matmul_precision import float32_matmul_precision
 
 Result = dict[str, Any]
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -49,7 +50,6 @@ SIZES = (
     Sizes(2048, 2048, 2048),
 )
 SMOKE_SIZES = (Sizes(3, 4, 5),)
-PRECISIONS = ("highest", "high", "medium")
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,10 @@ def run(settings: Settings) -> Result:
         },
         "rows": [],
     }
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(settings.precision)
-    try:
+    with float32_matmul_precision(settings.precision):
         for sizes in settings.sizes:
             result["rows"].append(_measure(sizes, settings))
             write_json(result, settings.out)
-    finally:
-        torch.set_float32_matmul_precision(before)
     result["complete"] = True
     write_json(result, settings.out)
     write_text(settings.out / "results.md", product_markdown(result))

@@ -31,6 +31,7 @@ from benchmarks.tables import (
 )
 from examples.common.errors import UserError, run_main
 from examples.common.options import docstring_parser
+from fairseq_g2lstm.tasks.matmul_precision import MATMUL_PRECISIONS
 
 DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}
 PRECISIONS = {"cpu": ("float32",), "cuda": ("float32", "float16")}
@@ -115,7 +116,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                      help="default: the quickstart's corpus, made if need be")  # fmt: skip
 
     products = modes.add_parser("product", help="products of matrices, on the CPU")
-    products.add_argument("--precision", choices=product.PRECISIONS, default="highest",
+    products.add_argument("--precision", choices=MATMUL_PRECISIONS, default="highest",
                           help="what torch.set_float32_matmul_precision is given (default: highest)")  # fmt: skip
 
     for mode in (whole, text, log):

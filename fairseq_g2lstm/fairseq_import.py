@@ -1,4 +1,4 @@
-"""Imports fairseq and leaves logging as it was: one of its modules sets it up, for everyone and in full detail."""
+"""Imports fairseq and leaves logging as it was: one of its modules sets it up, for everyone."""
 
 import logging
 

@@ -63,7 +63,7 @@ def _philox_rounds(counter: list[np.ndarray], key: int) -> list[np.ndarray]:
     return [c0, c1, c2, c3]
 
 
-# torch.compile fails over numpy's part of it. torch.compiler.disable would import all of dynamo, whoever needs it.
+# torch.compile fails over numpy's part of it. torch.compiler.disable would import all of dynamo with this module.
 @torch._disable_dynamo
 def random_words(
     seed: Tensor | int, steps: Tensor, rows: Tensor, hidden_size: int, layer: int, reverse: bool

@@ -18,7 +18,7 @@ case "$2" in
     *xdist*|*pytest_timeout*) exit 1 ;;
     *device_count*) echo 0 ;;
     examples.ptb.progress) exec cat ;;
-    *) echo "$*"; case "$*" in *"$FAILS"*) exit 7 ;; esac ;;
+    *) echo "$*"; [ -n "$WRITES" ] && echo it > "$WRITES"; case "$*" in *"$FAILS"*) exit 7 ;; esac ;;
 esac
 """
 
@@ -59,6 +59,21 @@ def test_a_budget_leaves_out_what_has_no_time_and_shortens_the_benchmarks(tmp_pa
     assert table(tmp_path) == ["layer left", "layer passed", "end-to-end passed"] and "no time" not in done.stdout
     assert "--rounds 3 --no-sweep" in (tmp_path / "out" / "layer.log").read_text()
     assert (tmp_path / "out" / "end-to-end.log").read_text().rstrip().endswith("--repeats 9")
+
+
+def test_fairseqs_logs_of_this_run_are_kept(tmp_path):
+    logs = ROOT / "runs" / "benchmark" / "logs"
+    old, new = (f"test-{os.getpid()}-{name}.log" for name in ("old", "new"))
+    try:
+        write(logs / old, "")
+        os.utime(logs / old, (0, 0))
+        done = gpu_script(tmp_path, "layer", WRITES=str(logs / new))
+        assert done.returncode == 0, done.stderr
+        kept = {path.name for path in (tmp_path / "out" / "logs").iterdir()}
+        assert new in kept and old not in kept
+    finally:
+        for name in (old, new):
+            (logs / name).unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", ["DATA", "TEXT", "CHECKPOINT"])

@@ -91,7 +91,7 @@ def test_generation_uses_the_mode_asked_for_at_the_temperature_carried(tiny_data
 
 @pytest.mark.parametrize(
     "average",
-    [lambda values: sum([values] * 8) / 8, lambda values: values.float().double()],
+    [lambda values: sum([values] * 8) / 8, lambda values: values.float().double() * (1 + 1e-4)],
     ids=["average_checkpoints.py", "--ema-fp32"],
 )
 def test_an_average_of_checkpoints_carries_the_temperature_that_they_carry(checkpoint: Path, tmp_path: Path, average):
@@ -102,7 +102,7 @@ def test_an_average_of_checkpoints_carries_the_temperature_that_they_carry(check
     state["model"]["gates.values"] = average
     write_checkpoint(state, tmp_path / "average.pt")
     settings = load(tmp_path / "average.pt")[0].gate_settings
-    assert (settings.temperature, settings.noise_prob) == pytest.approx((0.5, 0.2))
+    assert (settings.temperature, settings.noise_prob) == pytest.approx((0.5, 0.2), rel=2e-4)
 
 
 def test_a_checkpoint_of_a_plain_criterion_carries_the_option(train: Callable[..., Path]):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from example_texts import stand_in_for_fairseq_preprocess
 
-from examples.common import preprocess
+from examples.common import download, preprocess
 from examples.common.archives import check_archive, extract
 from examples.common.download import Remote, fetch
 from examples.common.errors import UserError
@@ -206,6 +206,21 @@ def test_a_file_put_there_by_hand_is_held_against_the_known_checksum(site, tmp_p
     with pytest.raises(UserError, match="is not the file at http"):
         fetch(remote(site, sha256(ARCHIVE)), tmp_path)
     assert site.requests == []
+
+
+def test_a_file_in_a_folder_that_cannot_be_written_is_checked_all_the_same(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "archive.tgz"
+    path.write_bytes(ARCHIVE)
+
+    def refuse(*_args: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(download, "write_text", refuse)
+    url = f"https://elsewhere/{path.name}"
+    download.verify(path, Remote(url, f"sha256:{hashlib.sha256(ARCHIVE).hexdigest()}"))
+    assert "checksums.json cannot be written" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is not the file at https://elsewhere/archive.tgz"):
+        download.verify(path, Remote(url, f"sha256:{'0' * 64}"))
 
 
 def test_a_missing_page_and_a_missing_server_tell_what_to_do(site, tmp_path):

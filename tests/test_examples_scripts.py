@@ -80,6 +80,14 @@ def test_the_iwslt14_recipe_differs_only_where_it_says(tmp_path):
     assert "torch.distributed.run" not in options
 
 
+@pytest.mark.parametrize("folder", ["bitext", "iwslt14"])
+def test_of_several_gpus_one_is_taken_unless_more_are_asked_for(tmp_path, folder):
+    script = f"examples/{folder}/train.sh"
+    assert last(launched(tmp_path / "1", script, "g2lstm", STUB_GPUS="8"), "--distributed-world-size") == "1"
+    more = launched(tmp_path / "4", script, "g2lstm", "--distributed-world-size", "4", STUB_GPUS="8")
+    assert last(more, "--distributed-world-size") == "4"
+
+
 def test_wmt14_trains_on_all_gpus_of_one_machine(tmp_path):
     options = launched(
         tmp_path, "examples/wmt14_en_de/train.sh", "lstm_luong_wmt_en_de", STUB_GPUS="8"
@@ -107,10 +115,11 @@ def test_wmt14_trains_on_several_machines_of_one_gpu(tmp_path):
     assert last(options, "--distributed-world-size") == "3"
 
 
-def test_wmt14_on_one_gpu_needs_no_torchrun(tmp_path):
-    options = launched(tmp_path, "examples/wmt14_en_de/train.sh", STUB_GPUS="1")
+@pytest.mark.parametrize("gpus", [{"STUB_GPUS": "1"}, {"STUB_GPUS": "8", "GPUS": "1"}], ids=str)
+def test_wmt14_on_one_gpu_needs_no_torchrun(tmp_path, gpus):
+    options = launched(tmp_path, "examples/wmt14_en_de/train.sh", **gpus)
     assert "torch.distributed.run" not in options
-    assert "--distributed-world-size" not in options
+    assert last(options, "--distributed-world-size") == "1"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +132,18 @@ def test_wmt14_on_one_gpu_needs_no_torchrun(tmp_path):
 def test_wmt14_tells_what_several_gpus_or_machines_lack(tmp_path, environment, message):
     with pytest.raises(AssertionError, match=re.escape(message)):
         launched(tmp_path, "examples/wmt14_en_de/train.sh", STUB_GPUS="1", **environment)
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_training_that_is_not_done_is_translated_with_a_warning(tmp_path, is_done):
+    write(tmp_path / "save" / "checkpoint_best.pt", "")
+    end = "INFO | done training in 3.2 seconds" if is_done else "INFO | begin training epoch 2"
+    write(tmp_path / "save" / "train.log", "INFO | done training in 1.0 seconds\n" + "INFO | begin\n" * 30 + end + "\n")
+    command = ["bash", "examples/bitext/generate.sh", str(tmp_path), str(tmp_path / "save")]
+    environment = {**os.environ, "PYTHON": str(stub(tmp_path)), "STUB_GPUS": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert ("the training there is not done" in done.stderr) == (not is_done)
 
 
 @pytest.mark.parametrize("folder", ["bitext", "iwslt14", "wmt14_en_de"])

@@ -290,7 +290,7 @@ def test_the_pictures_axes_hold_all_that_is_drawn(models, tiny_data):
 def test_the_picture_of_a_long_sentence_shows_its_beginning(models, tiny_data, monkeypatch):
     pytest.importorskip("matplotlib", reason="draws with matplotlib, which is not installed")
     _, (shown,) = Reader(models["sharpened"], tiny_data, "test").read(10, [3])
-    n_tokens = max(map(len, (shown.source, shown.target)))
+    n_tokens = max(map(len, (shown.source, shown.target, shown.written)))
     assert pictures._sentence(shown, [shown], "a model").get_suptitle() == "a model, sentence 3"
     monkeypatch.setattr(pictures, "_MOST_TOKENS", 4)
     figure = pictures._sentence(shown, [shown], "a model")
@@ -305,7 +305,8 @@ def test_without_matplotlib_the_page_and_the_tables_are_written_all_the_same(
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(models["stock"], tiny_data, "--out", tmp_path, "--max-sentences", 8) == 0
-    assert "no pictures: matplotlib is not installed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no pictures: matplotlib is not installed" in said and "drawing" not in said
     assert (tmp_path / "report.html").exists() and (tmp_path / "shares.csv").exists()
     assert not list(tmp_path.glob("*.png"))
 

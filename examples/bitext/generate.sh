@@ -18,6 +18,9 @@ if [ ! -f "$save_dir/checkpoint_best.pt" ]; then
     echo "error: no $save_dir/checkpoint_best.pt; train first, with examples/bitext/train.sh" >&2
     exit 1
 fi
+if [ -f "$save_dir/train.log" ] && ! tail -n 20 "$save_dir/train.log" | grep -q "done training"; then
+    echo "warning: by $save_dir/train.log the training there is not done; this is its best model so far" >&2
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/../common/environment.sh"
 
 subset=test
@@ -34,7 +37,7 @@ mkdir -p "$result_dir"
 log=$result_dir/generate-$subset.txt
 messages=$result_dir/generate-$subset.log
 trap 'rm -f "$log.part"' EXIT
-if ! "$python" -m fairseq_cli.generate "$data_bin" --user-dir "$root/fairseq_g2lstm" \
+if ! PYTHONUTF8=1 "$python" -m fairseq_cli.generate "$data_bin" --user-dir "$root/fairseq_g2lstm" \
     "${device[@]}" --gen-subset test --path "$save_dir/checkpoint_best.pt" \
     --beam 5 --remove-bpe --batch-size 128 --required-batch-size-multiple 1 "$@" \
     >"$log.part" 2>"$messages"

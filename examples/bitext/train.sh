@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Train one model on prepared data; the same recipe for fairseq's own LSTM and for G2-LSTM.
 #   bash examples/bitext/train.sh DATA_BIN SAVE_DIR ARCH [fairseq-train options; later ones win]
-# Called again, it goes on from SAVE_DIR/checkpoint_last.pt, unless that is of a training with other options. PYTHON names
-# the interpreter to use, LAUNCHER a command that starts it on several GPUs (see examples/wmt14_en_de/train.sh).
+# Called again, it goes on from SAVE_DIR/checkpoint_last.pt, unless that is of a training with other options. It trains on one
+# GPU; --distributed-world-size chooses more of a machine's. PYTHON names the interpreter to use, LAUNCHER a command that
+# starts it on several GPUs (see examples/wmt14_en_de/train.sh).
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
@@ -24,8 +25,14 @@ if [[ $arch == g2lstm* ]]; then
     criterion=g2lstm_label_smoothed_cross_entropy
 fi
 
+# fairseq would take all GPUs that it sees, each with a batch of its own.
+alone=()
+if [ -z "${LAUNCHER:-}" ]; then
+    alone=(--distributed-world-size 1)
+fi
+
 # The plugin also lets torch load fairseq's checkpoints safely, so a stock arm needs it to resume.
-arguments=("$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}"
+arguments=("$data_bin" --user-dir "$root/fairseq_g2lstm" "${device[@]}" "${alone[@]}"
     --arch "$arch" --encoder-bidirectional --dropout 0.3
     --encoder-dropout-in 0.3 --encoder-dropout-out 0.3
     --decoder-dropout-in 0.3 --decoder-dropout-out 0.3

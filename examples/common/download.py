@@ -95,7 +95,10 @@ def verify(path: Path, remote: Remote) -> None:
             f"{records_path}; delete the file to fetch it anew, or the record to accept it"
         )
     if found != record:
-        write_text(records_path, json.dumps({**records, path.name: found}, indent=1) + "\n")
+        try:
+            write_text(records_path, json.dumps({**records, path.name: found}, indent=1) + "\n")
+        except OSError as error:  # of a folder that others own
+            print(f"{records_path} cannot be written, and later uses not be held against this one: {error.strerror}")
 
 
 def compare_checksum(path: Path, remote: Remote) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sample text from a trained g2lstm_lm: each line on standard input is the beginning of a sentence, an empty one none at
-# all, and the whole sentence is printed, 200 words after its beginning at the most (--max-len-b).
+# all, and the whole sentence is printed, 200 words after its beginning or so at the most (--max-len-b).
 #   bash examples/ptb/sample.sh DATA_BIN SAVE_DIR [fairseq-interactive options; later ones win] <PREFIXES
 # --beam 3 --nbest 3 gives three sentences a line, --seed N those of an earlier call, which said its seed on standard
 # error. What fairseq says stands in SAVE_DIR/sample.log. PYTHON names the interpreter to use.

@@ -53,8 +53,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "max_tokens": (500, "tokens in a batch at most"),
         "save_interval": (500, "updates between checkpoints"),
     }
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR",
-                        help="default: %(default)s")
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="default: runs/quickstart, with --smoke runs/quickstart-smoke")
     parser.add_argument("--smoke", action="store_true",
                         help="tiny sizes, to see that everything works; options given still hold")
     parser.add_argument("--seed", type=int, default=1, metavar="N",
@@ -68,6 +68,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N",
                             help=f"{what} (default: {default}{smoke})")
     options = parser.parse_args(arguments)
+    if options.out is None:
+        options.out = Path("runs/quickstart-smoke" if options.smoke else "runs/quickstart")
     for name, (default, _) in numbers.items():
         given = getattr(options, name)
         if given is None:

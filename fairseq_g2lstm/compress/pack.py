@@ -84,7 +84,7 @@ def read_packable(checkpoint: Path) -> State:
 
 def check_is_another(target: Path, checkpoint: Path) -> None:
     """Raises ValueError where a file to be written is the checkpoint that is read."""
-    if target.exists() and target.samefile(checkpoint):
+    if target.exists() and checkpoint.exists() and target.samefile(checkpoint):
         raise ValueError(f"{target} is the checkpoint itself, which would be lost: give another file to write")
 
 

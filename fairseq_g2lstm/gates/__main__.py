@@ -103,6 +103,8 @@ def _run(options: argparse.Namespace) -> None:
     written[0].write_text(page, encoding="utf-8")
     written += write_tables(models, options.out)
     try:
+        import matplotlib  # noqa: F401
+
         from .pictures import write_pictures
 
         print("drawing pictures", file=sys.stderr)

@@ -63,7 +63,8 @@ constexpr std::int64_t kMostAtOnce = 512;   // rows or columns of the larger sid
 
 bool can_be_split(const Tensor& side) { return side.scalar_type() == at::kFloat && is_within_reach(side); }
 
-bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start) {
+bool multiply_in_planes(
+    const Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& start, int planes) {
   const Core<float>& kernels = core<float>();
   const std::int64_t n_rows = a.size(0), n_columns = b.size(1), size_k = a.size(1);
   if (!can_be_split(a) || !can_be_split(b)) return false;
@@ -72,7 +73,6 @@ bool multiply_in_planes(const Tensor& out, const Tensor& a, const Tensor& b, con
   const std::int64_t blocks = kernels.blocks(columns), row_tiles = (n_rows + kPlaneRows - 1) / kPlaneRows;
   const std::int64_t parts = (tiles_of_k(size_k) + kTilesOfK - 1) / kTilesOfK;
   const std::int64_t k_tiles = (tiles_of_k(size_k) + parts - 1) / parts, k_at_once = k_tiles * kPlaneK;
-  const int planes = planes_of_float32();
   const auto words = a.options().dtype(at::kShort);
   const Tensor tiles = at::empty({(by_rows ? 2 * blocks : row_tiles) * k_tiles * planes * kPlaneTile}, words);
   const Tensor odd_rows = at::zeros({row_tiles}, a.options().dtype(at::kBool));
@@ -177,8 +177,9 @@ bool multiply_here(const Tensor& out, const Tensor& a, const Tensor& b, const Op
       !has_contiguous_rows(out, start)) {
     return false;
   }
-  if (planes_of_float32() <= core<float>().most_planes && multiply_in_planes(out, a, b, start)) return true;
-  if (core<float>().most_planes == kAllPlanes) return false;  // odd numbers on AMX
+  const int planes = planes_of_float32(), most = core<float>().most_planes;
+  if (planes <= most && multiply_in_planes(out, a, b, start, planes)) return true;
+  if (most == kAllPlanes) return false;  // on AMX, what cannot be split is the library's
   multiply_in_panels(out, a, b, start);
   return true;
 }

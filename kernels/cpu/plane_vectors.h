@@ -1,5 +1,5 @@
 // The sums of products of planes (planes.h) in vectors, with AVX-512's instruction for products of bfloat16: each lane
-// adds the products of two pairs. One plane takes half the instructions of float32, three take more: they stay float32.
+// adds the products of two pairs. One plane takes half the instructions of float32; two or three would take more.
 #pragma once
 
 #include "planes.h"

@@ -12,7 +12,8 @@ namespace g2lstm {
 
 using at::Tensor;
 
-// As how many bfloat16 a float32 may come into products: what torch.set_float32_matmul_precision asks for.
+// As how many bfloat16 a float32 may come into products: what torch.set_float32_matmul_precision asks for. Another thread
+// may change it at any time: whoever decides by it reads it once.
 int planes_of_float32();
 
 inline std::uint16_t* words_of(const Tensor& tensor) {
@@ -52,9 +53,10 @@ class PackedWeights {
       k_tiles_ += tiles_of_k(w.size(k));
     }
     const bool a_thread_has_all_rows = core<F>().blocks(columns) >= at::get_num_threads();
-    const bool worth = planes_of_float32() <= core<F>().most_planes && a_thread_has_all_rows &&
+    const int planes = planes_of_float32();
+    const bool worth = planes <= core<F>().most_planes && a_thread_has_all_rows &&
         rows >= kFewRowsInPlanes && rows * size_k_ * columns.size * columns.groups >= kFewInPlanes;
-    if (worth && can_be_split && split(columns, rows)) return;
+    if (worth && can_be_split && split(columns, rows, planes)) return;
     pack(columns);
     const bool in_first_cache = core<F>().tile_rows * size_k_ * sizeof(F) <= kFirstCache;
     if (!in_first_cache && a_thread_has_all_rows && rows > 1) left_ = at::empty({rows * size_k_}, held_[0].options());
@@ -104,11 +106,11 @@ class PackedWeights {
     });
   }
 
-  bool split(const Columns& columns, std::int64_t rows) {
+  bool split(const Columns& columns, std::int64_t rows, int planes) {
     const std::int64_t blocks = core<F>().blocks(columns), vectors = columns.groups == 1 ? 2 : 4;
     const std::int64_t row_tiles = (rows + kPlaneRows - 1) / kPlaneRows;
     const auto words = held_[0].options().dtype(at::kShort);
-    planes_ = planes_of_float32();
+    planes_ = planes;
     packed_ = at::empty({blocks * vectors * k_tiles_ * planes_ * kPlaneTile}, words);
     std::atomic<bool> even{true};
     at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
