@@ -158,6 +158,7 @@ def test_only_training_pairs_are_cleaned(tmp_path, quick_preprocess):
     ("more", "message"),
     [
         (["--merges", "0"], "--merges must be >= 1, got 0"),
+        (["--out", "a:b"], "--out must have neither colon nor comma, at which fairseq cuts names, got a:b"),
         (["--workers", "0"], "--workers must be >= 1, got 0"),
         (["--max-ratio", "0.5"], "max ratio must be >= 1, or 0 for none, got 0.5"),
         (["--max-length", "-3"], "max length must be >= 1, or 0 for none, got -3"),
