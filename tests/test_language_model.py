@@ -400,7 +400,7 @@ def test_the_zaremba_architecture_has_its_sizes():
         ({"decoder_weight_drop": 1.5}, "--decoder-weight-drop"),
         ({"decoder_dropout_embed": -0.1}, "--decoder-dropout-embed"),
         ({"decoder_dropout_type": "odd"}, "--decoder-dropout-type must be one of plain, locked, got 'odd'"),
-        ({"init_range": -1.0}, "--init-range must be >= 0, got -1.0"),
+        ({"init_range": -1.0}, "--init-range must be >= 0 and finite, got -1.0"),
         ({"share_decoder_input_output_embed": True, "decoder_out_embed_dim": 5}, "got 6 and 5"),
         ({"decoder_layers": 0}, "--decoder-layers must be > 0, got 0"),
     ],

@@ -269,8 +269,11 @@ def test_an_option_changed_after_training_overrules_the_saved_value(task):
     assert (later.gate_settings.temperature, later.gate_settings.noise_prob) == (0.3, 0.05)
 
 
-def test_adaptive_softmax_trains(task, sample):
+def test_an_adaptive_softmax_gives_probabilities_and_in_training_no_gradients_of_them(task, sample):
     model = build(task, adaptive_softmax_cutoff="8,16")
+    with pytest.raises(ValueError, match="--adaptive-softmax-cutoff needs --criterion adaptive_loss"):
+        model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
+    model.eval()
     lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
     assert lprobs.shape[-1] == len(task.target_dictionary)
     torch.testing.assert_close(lprobs.exp().sum(-1), torch.ones(lprobs.shape[:2]))
