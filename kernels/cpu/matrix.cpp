@@ -39,7 +39,6 @@ int planes_of_float32() {
 
 namespace {
 
-constexpr int kAllPlanes = 3;  // of a float32
 constexpr std::int64_t kFewest = 64;  // rows or columns for which the larger side is worth its way into planes or tiles
 constexpr std::int64_t kFewMultiplications = 1 << 26;
 
@@ -177,10 +176,9 @@ bool multiply_here(const Tensor& out, const Tensor& a, const Tensor& b, const Op
       !has_contiguous_rows(out, start)) {
     return false;
   }
-  const int planes = planes_of_float32(), most = core<float>().most_planes;
-  if (planes <= most && multiply_in_planes(out, a, b, start, planes)) return true;
-  if (most == kAllPlanes) return false;  // on AMX, what cannot be split is the library's
-  multiply_in_panels(out, a, b, start);
+  const int planes = planes_of_float32();
+  if (planes <= core<float>().most_planes && multiply_in_planes(out, a, b, start, planes)) return true;
+  multiply_in_panels(out, a, b, start);  // in plain float32, which the library may not be told to use
   return true;
 }
 
