@@ -161,7 +161,8 @@ for name in "${steps[@]}"; do
             fi
             # every kernel a few times, each replayed for its counters; cuBLAS calls its products by several names
             step profile ncu --set basic --kernel-name-base demangled \
-                --kernel-name "regex:run_sequence|run_units|gemm|nvjet" --launch-count 400 --csv --log-file "$OUT/profile.csv" python3 -m benchmarks.profiled
+                --kernel-name "regex:run_sequence|run_units|gemm|nvjet" --launch-count 400 \
+                --csv --log-file "$OUT/profile.csv" python3 -m benchmarks.profiled
             ;;
         layer) step layer python3 -m benchmarks.run layer $smoke --out "$OUT/layer" ${LAYER_OPTIONS:-} ;;
         end-to-end)

@@ -86,6 +86,10 @@ def read_checkpoint(path: str | Path) -> State:
 def check_finite(checkpoint: str | Path, weights: Mapping[str, Tensor]) -> None:
     """Refuses a diverged training's weights, which rounding would turn into finite ones.
 
+    Args:
+        checkpoint: where they are from, for the sentence.
+        weights: a state dict.
+
     Raises:
         ValueError: some are infinite or NaN.
     """

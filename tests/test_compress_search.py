@@ -113,7 +113,7 @@ def test_the_command_says_what_the_packed_checkpoint_scores(
 def test_what_holds_no_measurements_is_named(tiny_data, translation, tmp_path, capsys, text):  # noqa: F811
     (tmp_path / "packed.pt.json").write_text(text)
     assert main(["search", str(translation), str(tmp_path / "packed.pt"), "--data", str(tiny_data)]) == 1
-    said = f"error: {tmp_path / 'packed.pt.json'} holds no measurements of a search, or not all of them: delete it\n"
+    said = f"error: {tmp_path / 'packed.pt.json'} holds no measurements, or not all of them: delete it\n"
     assert capsys.readouterr().err == said
 
 

@@ -362,17 +362,21 @@ def test_steps_have_the_precision_that_torch_is_told(precision, case):
 
 
 @needs_bfloat16
-@pytest.mark.parametrize("value", ODD[:3], ids=str)
-@pytest.mark.parametrize(("case", "name"), [(CASES[0], "h_0"), (CASES[1], "x"), (CASES[3], "feed_0")])
-def test_odd_numbers_come_out_of_steps_in_the_least_precision_too(precision, case: Case, name, value):
-    precision("medium")
+@pytest.mark.parametrize("value", ODD, ids=str)
+def test_rows_beside_an_odd_one_are_float32s_in_a_step_of_the_least_precision(precision, value):
+    case, row = CASES[0], 7
     tensors = case.tensors()
-    tensors[name] = tensors[name].clone()
-    tensors[name].view(-1)[tensors[name].numel() // 2] = value
-    found, expected = (case.call(function, tensors)["outputs"] for function in (case.operator, case.reference))
-    assert torch.equal(found.isnan(), expected.isnan())
-    exact = case.call(case.reference, {key: tensor.double() for key, tensor in tensors.items()})["outputs"]
-    assert (found - exact).nan_to_num(0).norm() < 0.1 * exact.nan_to_num(0).norm()
+    tensors["x"].zero_()  # whose product may be the library's
+    even = {key: tensor.clone() for key, tensor in tensors.items()}
+    tensors["h_0"][row, 3] = value
+    precision("medium")
+    found, expected, rounded, exact = (
+        case.call(function, given)["outputs"][0]
+        for given in (tensors, even)
+        for function in (case.operator, case.reference)
+    )
+    assert_near(found, expected, FORWARD_BOUND[F32])
+    assert (rounded - exact).norm() > 1e-4 * exact.norm()  # or this shows nothing
 
 
 @pytest.mark.parametrize("value", ODD[:3], ids=str)

@@ -1,6 +1,7 @@
 """The compiled operators within torch: opcheck, torch.compile, autocast, numeric gradients, second derivatives."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -234,6 +235,15 @@ def test_modules_of_the_reference_are_compiled_in_training_too():
                 results.append((output, torch.autograd.grad(output.sum(), x)[0]))
             for found, expected in zip(*results, strict=True):
                 assert_near(found, expected, 1e-6)
+
+
+@pytest.mark.parametrize("by_reference", [False, True], ids=["kernels", "reference"])
+def test_vmap_draws_one_noise_for_all(by_reference):
+    lstm, x = G2LSTM(5, 6, noise_prob=0.9), torch.randn(4, 3, 5)
+    with ops.use_reference() if by_reference else nullcontext(), torch.no_grad():
+        first, second = torch.vmap(lambda given: lstm(given)[0], randomness="different")(x.expand(2, 4, 3, 5))
+        assert_near(first, second, 1e-6)
+        assert (lstm(x)[0] - first).abs().max() > 1e-3  # another call draws another
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])

@@ -83,8 +83,7 @@ def train_command(arm: str, recipe: Recipe, data: Path, folder: Path) -> list[st
     return [
         *("python", "-m", "fairseq_cli.train", str(data), f"--user-dir={PLUGIN}"),
         *device_options(),
-        # or each of several GPUs would take a batch of its own
-        *(() if "--cpu" in device_options() else ("--distributed-world-size=1",)),
+        "--distributed-world-size=1",  # or each of several GPUs would take a batch of its own
         *("--source-lang=de", "--target-lang=en"),
         *model_options(arm, recipe),
         *("--optimizer=adam", "--adam-betas=(0.9, 0.98)", f"--lr={recipe.lr}", "--clip-norm=1.0"),

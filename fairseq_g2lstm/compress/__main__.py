@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from ..command_line import positive_integer
 from ..config import PACKED_WEIGHTS
 from ..loading import names
 from ..settings import EVAL_MODES
@@ -170,16 +171,10 @@ def _add_in_memory(command: argparse.ArgumentParser) -> None:
 def _add_evaluation(command: argparse.ArgumentParser, split: str) -> None:
     command.add_argument("--data", required=True, type=Path, metavar="DATA_BIN", help="fairseq's data folder")
     command.add_argument("--split", default=split, help="(default: %(default)s)")
-    command.add_argument("--beam", type=_positive, default=5, help="(default: %(default)s)")
+    command.add_argument("--beam", type=positive_integer, default=5, help="(default: %(default)s)")
     command.add_argument(
-        "--batch-size", type=_positive, default=128, help="sentences, or rows of a text (default: %(default)s)"
+        "--batch-size", type=positive_integer, default=128, help="sentences, or rows of a text (default: %(default)s)"
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a number >= 1, got {text}")
-    return int(text)
 
 
 def _selection(options: argparse.Namespace) -> Selection:

@@ -12,7 +12,7 @@ from .evaluate import Evaluator
 from .pack import read_packable
 from .parts import Part, Selection
 from .plan import Plan, compressed, part_bytes, plan_bytes
-from .study import file_digest, write_json
+from .study import file_digest, read_json, write_json
 from .transforms import Transform, parse
 
 CANDIDATES = ("int:8", "int:4", "rank:64+int:8", "rank:32+int:8", "rank:16+int:8")
@@ -133,16 +133,6 @@ def _path(
         path.append({**now, best[1]: best[2]})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        kept = None
-    if not isinstance(kept, dict):
-        raise ValueError(f"{path} holds no measurements of a search, or not all of them: delete it")
-    return kept
-
-
 class _Measured:
     """Losses and scores of packings, kept in a file."""
 
@@ -173,7 +163,7 @@ class _Measured:
         }
         self._kept: dict[str, Any] = {"setting": setting, "metric": None, "losses": {}, "scores": {}}
         if work.is_file():
-            kept = _read_json(work)
+            kept = read_json(work)
             if kept.get("setting") == json.loads(json.dumps(setting)):
                 self._kept = kept
 

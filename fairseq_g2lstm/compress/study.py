@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 from torch import Tensor
 
-from ..checkpoints import read_checkpoint
+from ..checkpoints import read_checkpoint, whole_file
 from ..packed import META
 from .evaluate import Evaluator, Score
 from .parts import Selection
@@ -120,7 +119,7 @@ def study(
         for transform in transforms:
             path = _cell_path(out, {**setting, "compression": transform.name})
             if path.is_file():
-                kept = json.loads(path.read_text(encoding="utf-8"))
+                kept = read_json(path)
             else:
                 evaluator = evaluator or Evaluator(checkpoint, data, split, beam, batch_size)
                 kept = {**setting, **_evaluate(evaluator, transform, selection)}
@@ -190,6 +189,20 @@ def _cell_path(out: Path, setting: Mapping[str, Any]) -> Path:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file that is either complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        Path(unfinished).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        ValueError: the file holds something else, or a part of it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no measurements, or not all of them: delete it")
+    return content

@@ -22,7 +22,7 @@ from .. import ops
 from ..gate_stats import GateCounts, observe_gates
 from ..gates.statistics import GATES, GateStatistics, Place, collect_statistics
 from ..gates.training import GateLog
-from ..models.gated import ADAPTIVE_SOFTMAX, GatedModel
+from ..models.gated import GatedModel
 from ..schedules import SCHEDULES, Schedule
 from ..settings import GateSettings, check_probability, check_temperature
 from .activation import ActivationConfig, RegularisedCrossEntropyCriterion
@@ -108,8 +108,6 @@ class GateScheduleMixin:
             ValueError: the model is not a `g2lstm` or `g2lstm_lm`, or has an adaptive softmax.
         """
         g2lstm = _unwrap(model)
-        if g2lstm.training and g2lstm.decoder.adaptive_softmax is not None:
-            raise ValueError(ADAPTIVE_SOFTMAX)
         if g2lstm.training:
             options = g2lstm.option_settings
             g2lstm.set_gate_values(

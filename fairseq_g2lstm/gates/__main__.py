@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..command_line import positive_integer
 from ..loading import names
 from . import moves
 from .page import render
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--names", nargs="+", metavar="NAME", help="of the models (default: their folders)")
     parser.add_argument("--split", default="test", help="(default: %(default)s)")
     parser.add_argument(
-        "--max-sentences", type=_positive, default=1000, metavar="N",
+        "--max-sentences", type=positive_integer, default=1000, metavar="N",
         help="read the split's first N (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -60,19 +61,15 @@ def _parser() -> argparse.ArgumentParser:
         help="show these token by token, by fairseq's numbers, the first is 0 "
         f"(default: {CHOSEN} of 6 to 20 tokens, spread evenly over what is read)",
     )  # fmt: skip
-    parser.add_argument("--beam", type=_positive, default=5, metavar="N", help="of translations (default: %(default)s)")
+    parser.add_argument(
+        "--beam", type=positive_integer, default=5, metavar="N", help="of translations (default: %(default)s)"
+    )
     parser.add_argument(
         "--moves", action="store_true",
         help="read the data with the checkpoints of epochs and updates in the models' folders too (checkpointN.pt, "
         f"checkpoint_N_M.pt) to draw how the gates moved; without it, that is drawn where training wrote {FILE_NAME}",
     )  # fmt: skip
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a number >= 1, got {text}")
-    return int(text)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -12,8 +12,6 @@ from ..modules import G2LSTM, G2LSTMCell
 from ..packed import PackedMatrix, keep_packed, unpack_weights
 from ..settings import GateSettings
 
-ADAPTIVE_SOFTMAX = "--adaptive-softmax-cutoff needs --criterion adaptive_loss (and --ddp-backend legacy_ddp)"
-
 
 class GateValues(nn.Module):
     """The gates' temperature and noise probability in use, kept in the checkpoint.
@@ -80,7 +78,9 @@ class GatedModel(BaseFairseqModel):
             ValueError: they are asked for in training, and an adaptive softmax's have no gradients.
         """
         if self.training and torch.is_grad_enabled() and self.decoder.adaptive_softmax is not None:
-            raise ValueError(ADAPTIVE_SOFTMAX)
+            raise ValueError(
+                "--adaptive-softmax-cutoff needs --criterion adaptive_loss (and --ddp-backend legacy_ddp)"
+            )
         return super().get_normalized_probs(net_output, log_probs, sample)
 
     def set_num_updates(self, num_updates: int) -> None:
@@ -119,7 +119,7 @@ class GatedModel(BaseFairseqModel):
         options = self.option_settings
         values = self.gates.values.tolist()
         # An option that differs from the one saved was changed since, and holds. Averages of checkpoints round, and an
-        # exponential average in float32 does at every update: by 9e-5 after 5,000.
+        # exponential average in float32 (--ema-fp32) does at every update, since decay and 1 - decay round apart.
         same = partial(math.isclose, rel_tol=1e-3)
         temperature = values[0] if same(options.temperature, values[2]) else options.temperature
         noise_prob = values[1] if same(options.noise_prob, values[3]) else options.noise_prob

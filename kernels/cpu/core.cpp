@@ -1,6 +1,8 @@
 // The choice of the instruction set.
 #include "core.h"
 
+#include "compiler.h"
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -21,10 +23,10 @@ constexpr int kBfloat16 = 4, kAmx = 5;
 
 // Whether the processor multiplies vectors of bfloat16.
 bool has_bfloat16() {
-#ifdef __x86_64__
+#ifdef G2LSTM_BUILDS_BFLOAT16
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kVectorsOfBfloat16 = 1u << 5;
-  return avx512_bf16::built() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kVectorsOfBfloat16) != 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kVectorsOfBfloat16) != 0;
 #else
   return false;
 #endif
@@ -33,11 +35,11 @@ bool has_bfloat16() {
 // Whether the processor multiplies tiles, and the system lets this process: Linux gives the tiles' 8 KiB of
 // state to processes that ask.
 bool has_amx() {
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(G2LSTM_BUILDS_BFLOAT16) && defined(__linux__)
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kSavedBySystem = 1u << 27;
   constexpr unsigned kTiles = 1u << 24 | 1u << 25 | 1u << 22;  // themselves, of bytes and of bfloat16
-  if (!amx::built() || !__get_cpuid(1, &a, &b, &c, &d) || (c & kSavedBySystem) == 0) return false;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kSavedBySystem) == 0) return false;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) != kTiles) return false;
   unsigned low = 0, high = 0;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -85,10 +87,12 @@ int chosen() {
 template <class F>
 const Core<F>& core() {
   switch (chosen()) {
+#ifdef G2LSTM_BUILDS_BFLOAT16
     case kAmx:
       return amx::get<F>();
     case kBfloat16:
       return avx512_bf16::get<F>();
+#endif
     case 3:
       return avx512_vnni::get<F>();
     case 2:

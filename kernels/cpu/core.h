@@ -339,13 +339,12 @@ namespace avx512_vnni {
 template <class F>
 const Core<F>& get();
 }
+// With G2LSTM_BUILDS_BFLOAT16 (compiler.h) alone.
 namespace avx512_bf16 {
-bool built();  // whether the compiler could
 template <class F>
 const Core<F>& get();
 }
 namespace amx {
-bool built();
 template <class F>
 const Core<F>& get();
 }

@@ -4,6 +4,7 @@
 // both bytes' products are exact in 32 bits up to kLargestK.
 #pragma once
 
+#include "core.h"
 #include "tiles.h"
 
 namespace g2lstm {

@@ -1,8 +1,8 @@
 // The kernels for processors with AVX-512 and its instructions for bfloat16: those of AVX-512 with VNNI, but that
 // products of float32 that may be rounded to bfloat16 use them.
-//
-// Built with the compilers that build those for AMX.
-#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#include "compiler.h"
+
+#ifdef G2LSTM_BUILDS_BFLOAT16
 
 #include <immintrin.h>
 
@@ -11,13 +11,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
-
-namespace g2lstm {
-namespace avx512_bf16 {
-bool built();
-bool built() { return true; }  // asked on every processor
-}  // namespace avx512_bf16
-}  // namespace g2lstm
 
 // After the standard headers, whose inline functions other files share.
 #ifdef __clang__
@@ -30,29 +23,14 @@ bool built() { return true; }  // asked on every processor
 
 #define G2LSTM_VECTOR_BYTES 64
 #define G2LSTM_PLANES
-#include "attention.h"
-#include "step.h"
+#include "isa_planes.h"
 
 namespace g2lstm {
 namespace avx512_bf16 {
 
 template <class F>
 const Core<F>& get() {
-  static const Core<F> core = [] {
-    Core<F> all = avx512_vnni::get<F>();
-    all.name = "avx512_bf16";
-    if constexpr (sizeof(F) == sizeof(float)) {
-      all.forward = forward<F>;
-      all.backward = backward<F>;
-      all.output = output<F>;
-      all.input_gradient = input_gradient<F>;
-      all.most_planes = PlaneMultiplier::kMostPlanes;
-      all.split_left = split_left;
-      all.split_right = split_right;
-      all.multiply_matrices = multiply_matrices;
-    }
-    return all;
-  }();
+  static const Core<F> core = with_planes<F>("avx512_bf16", avx512_vnni::get<F>());
   return core;
 }
 
@@ -67,25 +45,5 @@ template const Core<double>& get<double>();
 #else
 #pragma GCC pop_options
 #endif
-
-#else
-
-#include "core.h"
-
-namespace g2lstm {
-namespace avx512_bf16 {
-
-bool built() { return false; }
-
-template <class F>
-const Core<F>& get() {
-  return avx512_vnni::get<F>();
-}
-
-template const Core<float>& get<float>();
-template const Core<double>& get<double>();
-
-}  // namespace avx512_bf16
-}  // namespace g2lstm
 
 #endif
