@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT, run_module
 from example_texts import write
 from lm_runs import write_text
-from test_examples_scripts import last, stub
+from test_examples_scripts import check_hydra_config, last, stub
 
 from examples.common.errors import UserError
 from examples.common.fairseq_log import setting
@@ -222,30 +221,7 @@ def test_the_arms_differ_in_the_gates_alone_and_stock_in_what_it_lacks(tmp_path,
 @pytest.mark.parametrize("recipe", run.RECIPES)
 def test_hydra_has_the_options_of_the_script(tmp_path, recipe):
     options = launched(tmp_path, recipe, "gumbel")
-    config = yaml.safe_load((ROOT / "examples" / "ptb" / "config" / f"{recipe}.yaml").read_text())
-    flags = {f"--{name.replace('_', '-')}" for group in config.values() for name in group}
-    groups = {"--arch", *(f"--{group.replace('_', '-')}" for group in config)}
-    assert {option for option in options if option.startswith("--")} <= flags | groups | {"--cpu"}
-    assert config["model"].pop("_name") == last(options, "--arch")
-    for group in ("task", "criterion", "optimizer", "lr_scheduler"):
-        kind = config[group].pop("_name")
-        assert kind == (last(options, f"--{group.replace('_', '-')}") if group != "lr_scheduler" else "fixed")
-    # on the command line these are the defaults, of the plugin or of fairseq's sgd
-    unsaid = {"gate_temperature": 0.9, "gate_noise_prob": 0.2, "momentum": 0.0, "weight_decay": 0.0}
-    del config["hydra"]
-    for group in config.values():
-        for name, value in group.items():
-            flag = f"--{name.replace('_', '-')}"
-            if name in ("user_dir", "data", "save_dir") or str(value).startswith("${"):
-                continue
-            if flag not in options:
-                assert value == unsaid[name], name
-            elif value is True:
-                assert options[options.index(flag) + 1].startswith("--") or last(options, flag) == "True"
-            else:
-                value = value[0] if isinstance(value, list) else value
-                given = last(options, flag)
-                assert given == value or float(given) == value, name
+    check_hydra_config(ROOT / "examples" / "ptb" / "config" / f"{recipe}.yaml", options)
 
 
 def test_one_training_at_a_time_writes_to_a_folder(tmp_path):

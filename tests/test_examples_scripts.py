@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 from example_texts import write
 
@@ -53,6 +54,48 @@ def launched(tmp_path: Path, script: str, *given: str, **environment: str) -> li
 def last(options: list[str], name: str) -> str:
     """The value that argparse takes where an option is given more than once."""
     return options[len(options) - options[::-1].index(name)]
+
+
+def check_hydra_config(path: Path, options: list[str]) -> None:
+    """A file for fairseq-hydra-train says what the script's command line does, and nothing else."""
+    config = yaml.safe_load(path.read_text())
+    flags = {f"--{name.replace('_', '-')}" for group in config.values() for name in group}
+    groups = {"--arch", "--task", *(f"--{group.replace('_', '-')}" for group in config)}
+    assert {option for option in options if option.startswith("--")} <= flags | groups | {"--cpu"}
+    assert config["model"].pop("_name") == last(options, "--arch")
+    # on the command line these are the defaults, of the plugin or of fairseq
+    unsaid = {"gate_temperature": 0.9, "gate_noise_prob": 0.2, "gate_type": "gumbel", "momentum": 0.0}
+    unsaid |= {"weight_decay": 0.0, "task": "translation", "lr_scheduler": "fixed"}
+    for group in ("task", "criterion", "optimizer", "lr_scheduler"):
+        flag = f"--{group.replace('_', '-')}"
+        assert config[group].pop("_name") == (last(options, flag) if flag in options else unsaid[group])
+    del config["hydra"]
+    for group in config.values():
+        for name, value in group.items():
+            flag = f"--{name.replace('_', '-')}"
+            if name in ("user_dir", "data", "save_dir") or str(value).startswith("${"):
+                continue
+            if flag not in options:
+                assert value == unsaid[name], name
+            elif value is True:
+                assert options[options.index(flag) + 1].startswith("--") or last(options, flag) == "True"
+            else:
+                value = value[0] if isinstance(value, list) else value
+                given = last(options, flag)
+                assert given == value or float(given) == float(value), name
+
+
+@pytest.mark.parametrize("folder", ["bitext", "iwslt14", "wmt14_en_de"])
+def test_hydra_has_the_options_of_the_script(tmp_path, folder):
+    arch = ["g2lstm_iwslt"] if folder == "bitext" else []
+    options = launched(tmp_path, f"examples/{folder}/train.sh", *arch)
+    if folder == "wmt14_en_de":  # what its file leaves to fairseq: as many GPUs as there are, any number of epochs
+        for name, usual in (("--distributed-world-size", "1"), ("--max-epoch", "0")):
+            assert last(options, name) == usual
+            while name in options:
+                del options[options.index(name) : options.index(name) + 2]
+    (config,) = (ROOT / "examples" / folder / "config").iterdir()
+    check_hydra_config(config, options)
 
 
 @pytest.mark.parametrize(
