@@ -16,7 +16,9 @@ for package in ("babel", "num2words"):
     pytest.importorskip(package, reason=f"the quickstart's text is spelled with {package}, which is not installed")
 
 from examples.common.errors import UserError  # noqa: E402
-from examples.quickstart import arms, corpus, spell  # noqa: E402
+from examples.common.files import held_folder  # noqa: E402
+from examples.quickstart import arms, corpus, report, spell  # noqa: E402
+from examples.quickstart.machine import machine, sentence  # noqa: E402
 from examples.quickstart.run import parse_arguments  # noqa: E402
 
 SIZES = {"train": 3000, "valid": 200, "test": 200}
@@ -395,6 +397,33 @@ def test_progress_reads_fairseqs_log():
     assert arms.updates_and_loss("… | INFO | train_inner | {cut off\n") is None
 
 
+def test_the_table_tells_what_each_arm_was_trained_on():
+    ours = machine(threads=2)
+    other = {**ours, "processor": "Another", "threads": 4}
+    unsaid = "an earlier version, which did not say on what."
+    for trained_on, told in (
+        ([ours, ours], f"seed 7. {sentence(ours)}"),
+        ([ours, other], f"seed 7. gumbel: {sentence(ours)} lstm: {sentence(other)}"),
+        ([None, ours], f"seed 7. gumbel: {unsaid} lstm: {sentence(ours)}"),
+    ):
+        rows = [
+            report.Row(arm, 1, 1, {"input": 1, "forget": 1}, {}, 1, 1, where)
+            for arm, where in zip(("gumbel", "lstm"), trained_on, strict=True)
+        ]
+        where = {**ours, "seed": 7, "command": "c"}
+        assert f"pairs, {told}\n" in report.markdown(rows, "s", {"test": 1, "train": 1}, 1, where)
+
+
+def test_one_quickstart_at_a_time_writes_to_a_folder(tmp_path):
+    with held_folder(tmp_path / "new", "quickstart"):
+        done = run_module("examples.quickstart.run", "--out", tmp_path / "new")
+    assert done.returncode == 1
+    said = f"error: another quickstart is running in {tmp_path / 'new'}; end it first, or give another folder\n"
+    assert done.stderr.endswith(said)
+    with held_folder(tmp_path / "new", "quickstart"):
+        assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
+
+
 def run_quickstart(out: Path, *more: str) -> subprocess.CompletedProcess:
     options = ["--smoke", "--threads", 1, "--out", out, *more]
     return run_module("examples.quickstart.run", *options, timeout=None)
@@ -412,6 +441,7 @@ def test_the_whole_quickstart_runs_and_a_second_call_repeats_nothing(tmp_path):
         for kind in ("input", "forget"):
             assert 0 <= row["saturated"][kind] <= 1
             assert sum(row["histograms"][kind]) > 0
+        assert row["machine"].items() <= result["environment"].items()
     assert "tok:none" in result["signature"]
     table = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert table in done.stdout
@@ -424,6 +454,7 @@ def test_the_whole_quickstart_runs_and_a_second_call_repeats_nothing(tmp_path):
     assert "fairseq_cli" not in again.stdout
     assert again.stdout.count("finished before, kept") == 4
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == table
+    assert table.count("cores, ") == 1
 
     options = ["--quickstart", tmp_path, "--out", tmp_path / "report"]
     report = run_module("examples.gates.run", *options, timeout=None)

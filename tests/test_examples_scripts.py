@@ -141,6 +141,11 @@ def test_wmt14_trains_on_all_gpus_of_one_machine(tmp_path):
     assert last(options, "--arch") == "lstm_luong_wmt_en_de"
 
 
+def test_wmt14_takes_an_interpreter_with_a_blank_in_its_path(tmp_path):
+    options = launched(tmp_path / "my environment's", "examples/wmt14_en_de/train.sh", STUB_GPUS="2")
+    assert options[:2] == ["-m", "torch.distributed.run"]
+
+
 def test_wmt14_trains_on_several_machines_of_one_gpu(tmp_path):
     options = launched(
         tmp_path,

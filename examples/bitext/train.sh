@@ -2,8 +2,8 @@
 # Train one model on prepared data; the same recipe for fairseq's own LSTM and for G2-LSTM.
 #   bash examples/bitext/train.sh DATA_BIN SAVE_DIR ARCH [fairseq-train options; later ones win]
 # Called again, it goes on from SAVE_DIR/checkpoint_last.pt, unless that is of a training with other options. It trains on one
-# GPU; --distributed-world-size chooses more of a machine's. PYTHON names the interpreter to use, LAUNCHER a command that
-# starts it on several GPUs (see examples/wmt14_en_de/train.sh).
+# GPU; --distributed-world-size chooses more of a machine's. PYTHON names the interpreter to use, LAUNCHER a command, quoted as
+# the shell reads it, that starts it on several GPUs (see examples/wmt14_en_de/train.sh).
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
@@ -52,6 +52,6 @@ if [ -f "$save_dir/checkpoint_last.pt" ]; then
 fi
 launcher=("$python")
 if [ -n "${LAUNCHER:-}" ]; then
-    read -ra launcher <<<"$LAUNCHER"
+    eval "launcher=($LAUNCHER)"
 fi
 "${launcher[@]}" -m fairseq_cli.train "${arguments[@]}" 2>&1 | tee -a "$save_dir/train.log"

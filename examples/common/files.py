@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import lzma
 import os
@@ -132,3 +133,30 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def held_folder(folder: Path, what: str) -> Iterator[None]:
+    """Keeps others that ask for it out of a folder, by a lock that ends with the process. File systems without locks do
+    without.
+
+    Args:
+        folder: created.
+        what: the work that holds it, for the sentence.
+
+    Raises:
+        UserError: another process holds the folder, or it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another {what} is running in {folder}; end it first, or give another folder") from error
+        except OSError:
+            pass
+        yield

@@ -16,6 +16,7 @@ import torch
 from sacrebleu.metrics import BLEU
 
 from examples.common.files import write_text
+from examples.common.machine import processor
 from examples.compression.evaluation import Result, Settings
 from examples.compression.packings import Model, Packed
 from fairseq_g2lstm import ops
@@ -151,13 +152,9 @@ def _choices(found: Mapping[str, Found], allowed: float) -> list[str]:
 
 def machine() -> str:
     """The machine and the versions, in a sentence."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.machine()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "ve-fairseq", "sacrebleu"))
     n_threads = torch.get_num_threads()
     return (
-        f"{processor} ({torch.backends.cpu.get_cpu_capability()}), {len(os.sched_getaffinity(0))} cores, "
+        f"{processor()} ({torch.backends.cpu.get_cpu_capability()}), {len(os.sched_getaffinity(0))} cores, "
         f"{n_threads} thread{'s' if n_threads > 1 else ''}; Python {platform.python_version()}, {packages}."
     )

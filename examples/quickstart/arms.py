@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from examples.common.checkpoints import replace_cut_off
 from examples.common.errors import UserError
 from examples.common.files import part_path, write_text
 from examples.common.stages import sha256_of
+from examples.quickstart.machine import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = "fairseq_g2lstm"
@@ -240,7 +242,12 @@ def train(
     print(printable(command, threads), flush=True)
     progress = Progress(arm, recipe.updates, before, after)
     _run(command, threads, folder / "train.log", "a", progress)
-    write_text(finished, "{}\n")
+    write_text(finished, json.dumps(machine(threads), ensure_ascii=False) + "\n")
+
+
+def finished_on(folder: Path) -> dict[str, Any] | None:
+    """The machine of the call that finished a training, None where an earlier version finished it."""
+    return json.loads((folder / "finished.json").read_text(encoding="utf-8")) or None
 
 
 def translate(data: Path, folder: Path, threads: int) -> Path:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import re
-import sys
 import warnings
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import torch
 from sacrebleu.metrics import BLEU
 
 from examples.common.errors import UserError
 from examples.common.files import part_path, read_lines
 from examples.common.generate_log import read_translations
-from examples.quickstart.arms import ARMS
+from examples.quickstart.arms import ARMS, finished_on
+from examples.quickstart.machine import sentence
 from fairseq_g2lstm.analysis import gate_histograms
 from fairseq_g2lstm.checkpoints import read_checkpoint
 from fairseq_g2lstm.gates import GATES
@@ -32,7 +29,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import PercentFormatter  # noqa: E402
 
-_PACKAGES = ("torch", "ve-fairseq", "sacrebleu", "num2words", "babel")
 # Okabe and Ito's blue and vermilion, told apart by all kinds of colour vision
 _COLOURS = {"input": "#0072B2", "forget": "#D55E00"}
 
@@ -49,6 +45,7 @@ class Row:
         histograms: counts of the gates' values by kind, in bins of equal width from 0 to 1.
         seconds: of training up to the last checkpoint, all sessions together, with validation.
         parameters: number of trained numbers, shared ones once.
+        machine: what the training was finished on, None where it was finished by an earlier version, which did not say.
     """
 
     arm: str
@@ -58,6 +55,7 @@ class Row:
     histograms: dict[str, list[int]]
     seconds: float
     parameters: int
+    machine: dict[str, Any] | None
 
 
 def exact_share(hypotheses: list[str], references: list[str]) -> float:
@@ -111,28 +109,9 @@ def evaluate(
             read_checkpoint(folder / "checkpoint_last.pt")["extra_state"]["previous_training_time"]
         ),
         parameters=parameters((folder / "train.log").read_text(encoding="utf-8")),
+        machine=finished_on(folder),
     )
     return row, str(bleu.get_signature())
-
-
-def environment(threads: int, seed: int) -> dict[str, Any]:
-    """The machine, the versions and the seed that stand beside every figure."""
-    processor = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        names = [line for line in information.read_text().splitlines() if "model name" in line]
-        processor = names[0].partition(":")[2].strip() if names else processor
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": processor,
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": threads,
-        "gpu": gpu,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
-        "seed": seed,
-        "command": " ".join(["python -m examples.quickstart.run", *sys.argv[1:]]),
-    }
 
 
 def markdown(
@@ -149,19 +128,25 @@ def markdown(
         f"| {row.saturated['forget']:.1%} | {row.seconds:.0f} s | {row.parameters:,} |"
         for row in rows
     ]
-    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-    device = f"{where['processor']}, {where['cores']} cores, {where['threads']} threads" + (
-        f", {where['gpu']}" if where["gpu"] else ", no GPU"
-    )
     lines += [
         "",
         f"BLEU: sacrebleu, `{signature}`, beam 5, {sizes['test']} test sentences; a gate is "
         "saturated below 0.1 or above 0.9, without noise, on the valid set.",
-        f"Trained for {updates} updates on {sizes['train']} pairs, seed {where['seed']}. "
-        f"{device}; Python {where['python']}, {versions}.",
+        f"Trained for {updates} updates on {sizes['train']} pairs, seed {where['seed']}. {_machines(rows)}",
         f"`{where['command']}`",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _machines(rows: list[Row]) -> str:
+    """One machine, or each with the arms that were trained there."""
+    arms: dict[str, list[str]] = {}
+    for row in rows:
+        name = sentence(row.machine) if row.machine else "an earlier version, which did not say on what."
+        arms.setdefault(name, []).append(row.arm)
+    if len(arms) == 1:
+        return next(iter(arms))
+    return " ".join(f"{', '.join(names)}: {name}" for name, names in arms.items())
 
 
 def draw_gates(rows: list[Row], path: Path) -> None:

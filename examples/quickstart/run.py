@@ -20,12 +20,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from examples.common.errors import UserError, run_main
-from examples.common.files import write_text
+from examples.common.files import held_folder, write_text
 from examples.common.options import docstring_parser
 from examples.common.preprocess import segment_and_binarise, sides
 from examples.common.stages import Stages
 from examples.quickstart import corpus
 from examples.quickstart.arms import ARMS, ROOT, Recipe, train, translate
+from examples.quickstart.machine import machine
 
 SMOKE = {
     "updates": 40, "train": 2_000, "valid": 60, "test": 40, "merges": 200,
@@ -128,6 +129,16 @@ def main(arguments: list[str] | None = None) -> None:
     if out.is_relative_to(ROOT):
         out = out.relative_to(ROOT)
     os.chdir(ROOT)
+    with held_folder(out, "quickstart"):
+        compare(options, out)
+
+
+def compare(options: argparse.Namespace, out: Path) -> None:
+    """Trains and evaluates the arms, and writes what they came to.
+
+    Raises:
+        UserError: fairseq failed.
+    """
     data = prepare(options, out)
     recipe = Recipe(
         updates=options.updates,
@@ -155,7 +166,8 @@ def main(arguments: list[str] | None = None) -> None:
             arm, out / arm, logs[arm], data, references, max_sentences=options.valid
         )
         rows.append(row)
-    where = report.environment(options.threads, options.seed)
+    command = " ".join(["python -m examples.quickstart.run", *sys.argv[1:]])
+    where = {**machine(options.threads), "seed": options.seed, "command": command}
     sizes = {part: getattr(options, part) for part in corpus.LARGEST}
     table = report.markdown(rows, signature, sizes, options.updates, where)
     result = {

@@ -36,9 +36,11 @@ if [ "$world_size" -gt 1 ]; then
             "NODE_RANK, this machine's number from 0 to $((nodes - 1))" >&2
         exit 1
     fi
-    export LAUNCHER="$python -m torch.distributed.run --nnodes $nodes --nproc-per-node $gpus \
---node-rank ${NODE_RANK:-0} --master-addr ${MASTER_ADDR:-127.0.0.1} \
---master-port ${MASTER_PORT:-29500}"
+    launcher=("$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$gpus"
+        --node-rank "${NODE_RANK:-0}" --master-addr "${MASTER_ADDR:-127.0.0.1}"
+        --master-port "${MASTER_PORT:-29500}")
+    LAUNCHER=$(printf '%q ' "${launcher[@]}")
+    export LAUNCHER
     # fairseq guesses the world size from one machine's GPUs, and with one GPU on each machine would
     # train as many separate models.
     distributed=(--distributed-world-size "$world_size")
