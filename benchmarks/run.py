@@ -31,6 +31,7 @@ from benchmarks.tables import (
 )
 from examples.common.errors import UserError, run_main
 from examples.common.options import docstring_parser
+from fairseq_g2lstm.command_line import positive_integer
 from fairseq_g2lstm.tasks.matmul_precision import MATMUL_PRECISIONS
 
 DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}
@@ -106,7 +107,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                        help="a trained g2lstm or g2lstm_lm")  # fmt: skip
     small.add_argument("--packings", nargs="+", choices=tuple(packed.PACKINGS), default=list(packed.PACKINGS),
                        help="default: all")  # fmt: skip
-    small.add_argument("--rows", type=_positive, nargs="+", default=list(packed.ROWS), metavar="N",
+    small.add_argument("--rows", type=positive_integer, nargs="+", default=list(packed.ROWS), metavar="N",
                        help="sentences in a batch, or rows of a text (default: 128 and 1)")  # fmt: skip
     small.add_argument("--work", type=_path, default=ROOT / "runs/benchmark", metavar="DIR",
                        help="for logs and packed checkpoints (default: runs/benchmark)")  # fmt: skip
@@ -126,11 +127,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                           help="for logs, checkpoints and generated data (default: runs/benchmark)")  # fmt: skip
     for name, mode in modes.choices.items():
         for number, (default, _, what) in NUMBERS[name].items():
-            mode.add_argument(f"--{number}", type=_positive, metavar="N", help=f"{what} (default: {default})")
+            mode.add_argument(f"--{number}", type=positive_integer, metavar="N", help=f"{what} (default: {default})")
         devices = ("cpu",) if name in CPU_MODES else ("cpu", "cuda")
         mode.add_argument("--device", choices=devices, default="cpu" if name in CPU_MODES else None,
                           help="default: cuda where there is one")  # fmt: skip
-        mode.add_argument("--threads", type=_positive, default=cores(), metavar="N", help="default: %(default)s")
+        mode.add_argument("--threads", type=positive_integer, default=cores(), metavar="N", help="default: %(default)s")
         mode.add_argument("--out", type=_path, metavar="DIR", help="default: benchmarks/results/MODE-cpu or -gpu")
         mode.add_argument("--smoke", action="store_true", help="tiny sizes; results go to runs/benchmark")
     options = parser.parse_args(arguments)
@@ -155,12 +156,6 @@ def _complete(options: argparse.Namespace) -> None:
         options.out = ROOT / folder / f"{options.mode}-{'gpu' if options.device == 'cuda' else 'cpu'}"
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"takes a whole number >= 1, got {text}")
-    return int(text)
-
-
 def _path(text: str) -> Path:
     return Path(text).resolve()
 
@@ -169,14 +164,14 @@ def _shape(text: str) -> Shape:
     sizes = text.split(",")
     if len(sizes) != 4:
         raise argparse.ArgumentTypeError(f"takes four sizes T,B,I,H, got {text}")
-    return Shape(*map(_positive, sizes))
+    return Shape(*map(positive_integer, sizes))
 
 
 def _blocks(text: str) -> Blocks:
     sizes = text.split("x")
     if len(sizes) != 2:
         raise argparse.ArgumentTypeError(f"takes rows and tokens of a block as ROWSxTOKENS, got {text}")
-    return Blocks(*map(_positive, sizes))
+    return Blocks(*map(positive_integer, sizes))
 
 
 def run_layer(options: argparse.Namespace) -> str:

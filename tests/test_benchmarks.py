@@ -511,11 +511,11 @@ def test_an_evaluation_of_something_else_is_marked(missing):
     "arguments, sentence",
     [
         (["layer", "--shapes", "3,4,5"], "four sizes T,B,I,H"),
-        (["layer", "--rounds", "0"], "whole number >= 1"),
+        (["layer", "--rounds", "0"], "must be a whole number >= 1"),
         (["layer", "--peers", "haste"], "invalid choice"),
         (["end-to-end", "--encoders", "three"], "invalid choice"),
         (["language-model", "--blocks", "20"], "ROWSxTOKENS"),
-        (["language-model", "--blocks", "20x0"], "whole number >= 1"),
+        (["language-model", "--blocks", "20x0"], "must be a whole number >= 1"),
         (["language-model", "--units", "100"], "invalid choice"),
     ],
 )

@@ -139,6 +139,13 @@ def test_a_mistake_ends_with_one_line(tiny_data, translation, tmp_path, capsys, 
     assert error.startswith("error: ") and message in error
 
 
+def test_a_model_given_twice_is_refused(tiny_data, translation, tmp_path, capsys):
+    assert main(["study", str(translation), str(translation), "--data", str(tiny_data), "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error == "error: a checkpoint is named twice: give each once, or tell them apart by --names\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("symbols", "expected"),
     [(["a@@", "b", "c"], "ab c"), (["▁a", "b", "▁c"], "ab c"), (["a", "b", "c"], "a b c"), (["a@@", "b", "▁"], "ab ▁")],

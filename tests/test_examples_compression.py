@@ -360,7 +360,7 @@ def test_the_time_left_is_that_of_each_kind_of_step(monkeypatch, capsys):
         (["a/b.pt", "c/b.pt", "--data", "d", "--names", "x"], "--names must be 2 different names, one a checkpoint"),
         (["a/b.pt", "c/b.pt", "--data", "d", "--names", "x", "x"], "--names must be 2 different names"),
         (["a/b.pt", "--data", "d", "--names", "x", "y"], "--names must be 1 different names, one a checkpoint, got"),
-        (["a/b.pt", "a/b.pt", "--data", "d"], "checkpoints given twice"),
+        (["a/b.pt", "a/b.pt", "--data", "d"], "a checkpoint is named twice: give each once"),
         (["a/b.pt", "a/c.pt", "--data", "d"], "without slashes and colons, got 'a/b.pt'; give others by --names"),
         (["a/b.pt", "--data", "d", "--names", ".."], "without slashes and colons, got '..'"),
         (["a:/b.pt", "--data", "d", "--names", "x"], "takes a colon for the end of a path; move or link a:/b.pt"),

@@ -552,7 +552,7 @@ def test_gates_that_are_no_numbers_get_a_sentence(models, tiny_data, tmp_path, c
 def test_a_number_below_one_gets_a_sentence(option, tiny_data, capsys):
     with pytest.raises(SystemExit):
         run("checkpoint.pt", tiny_data, "--out", "out", option, "0")
-    assert f"argument {option}: must be a number >= 1, got 0" in capsys.readouterr().err
+    assert f"argument {option}: must be a whole number >= 1, got 0" in capsys.readouterr().err
 
 
 def test_the_page_of_the_documents_has_a_row_for_each_option_with_its_default():

@@ -89,10 +89,10 @@ def _of_the_quickstart(folder: Path) -> tuple[list[Path], Path]:
 
 
 def _named(checkpoints: list[Path], given: list[str] | None) -> dict[str, Path]:
-    found = names(checkpoints) if given is None else dict(zip(given, checkpoints, strict=False))
-    if len(found) < len(checkpoints) or len(given or found) > len(checkpoints):
-        got = "checkpoints given twice" if given is None else " ".join(given)
-        raise UserError(f"--names must be {len(checkpoints)} different names, one a checkpoint, got {got}")
+    try:
+        found = names(checkpoints, given)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     for name in found:
         if not name.strip(".") or {"/", ":"} & set(name):
             raise UserError(

@@ -208,14 +208,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    checkpoints = names(options.checkpoints)
-    if options.names is not None:
-        if not len(options.names) == len(set(options.names)) == len(options.checkpoints):
-            raise ValueError(
-                f"--names must be {len(options.checkpoints)} different names, one a checkpoint, "
-                f"got {' '.join(options.names)}"
-            )
-        checkpoints = dict(zip(options.names, options.checkpoints, strict=True))
+    checkpoints = names(options.checkpoints, options.names)
     for checkpoint in options.checkpoints:
         if not checkpoint.is_file():
             raise FileNotFoundError(f"no checkpoint at {checkpoint}: give the path of a fairseq checkpoint (.pt)")

@@ -116,16 +116,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _open(options: argparse.Namespace) -> dict[str, Reader]:
-    checkpoints = names(options.checkpoints)
-    if options.names is not None:
-        if len(set(options.names)) != len(options.checkpoints) or len(options.names) != len(options.checkpoints):
-            raise ValueError(
-                f"--names must be {len(options.checkpoints)} different names, one a checkpoint, "
-                f"got {' '.join(options.names)}"
-            )
-        checkpoints = dict(zip(options.names, options.checkpoints, strict=True))
-    if len(checkpoints) < len(options.checkpoints):
-        raise ValueError("a checkpoint is named twice: give each once, or tell them apart by --names")
+    checkpoints = names(options.checkpoints, options.names)
     readers = {name: Reader(path, options.data, options.split) for name, path in checkpoints.items()}
     first = next(iter(readers.values()))
     for name, reader in readers.items():
