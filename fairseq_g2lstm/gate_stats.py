@@ -34,7 +34,7 @@ class GateCounts:
 
         Args:
             z: (T, B, 2H) noise-free arguments of the sigmoids, input gates first.
-            valid: (T, B), false in the padding, or None without any.
+            valid: (T, B), false in the padding, or None of a plain input without lengths.
         """
         by_kind = z.unflatten(-1, (2, -1))
         low, high = by_kind < -_HIGH_ARGUMENT, by_kind > _HIGH_ARGUMENT
@@ -61,7 +61,7 @@ def observe_gates(model: nn.Module, observe: Observe) -> Iterator[None]:
         observe: called once for each layer and direction of each forward with the name of the module inside the
             model ("" for the model itself), the layer's number, whether it runs backward, the noise-free
             arguments z (T, B, 2H) of the input and forget gates' sigmoids, input gates first, and valid (T, B),
-            false in the padding, or None without any.
+            false in the padding, or None of a plain input without lengths.
 
     Raises:
         ValueError: the model holds no module whose gates can be observed.

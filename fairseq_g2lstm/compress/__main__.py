@@ -74,7 +74,7 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of g2lstm or g2lstm_lm")
     command.add_argument("packed", type=Path, metavar="PACKED", help="file to write")
     command.add_argument(
-        "--compression", default="int:8", metavar="C", help="int:8, int:4, rank:K or rank:K+int:8 (default: int:8)"
+        "--compression", default="int:8", metavar="C", help="int:8, int:4, rank:K or both, as rank:K+int:8 (default: int:8)"
     )
     _add_selection(command)
     command.add_argument(

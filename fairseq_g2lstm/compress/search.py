@@ -60,7 +60,7 @@ def search(
         data: the data-bin folder.
         allowed: how much BLEU may fall, or perplexity rise, on the split; >= 0.
         work: a file that keeps what has been measured, for a search that is called again.
-        candidates: `int:8`, `int:4`, `rank:K`, `rank:K+int:8`.
+        candidates: `int:8`, `int:4`, `rank:K`, `rank:K+int:8`, `rank:K+int:4`.
         selection: the parts; None for input and forget gates of all matrices.
         split: of the data.
         beam, batch_size: as for `Evaluator`.
