@@ -170,8 +170,8 @@ def test_a_packed_checkpoint_trains_on_and_converts(tiny_data, translation, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--compression", "round:0.5"], "packed by int:8, int:4, rank:K or both, as rank:K+int:8, got round:0.5"),
-        (["--compression", "int:6"], "packed by int:8, int:4, rank:K or both, as rank:K+int:8, got int:6"),
+        (["--compression", "round:0.5"], "packed by int:8, int:4, rank:K or both as rank:K+int:8, got round:0.5"),
+        (["--compression", "int:6"], "packed by int:8, int:4, rank:K or both as rank:K+int:8, got int:6"),
     ],
 )
 def test_what_cannot_be_packed_is_said(translation, tmp_path, capsys, arguments, message):  # noqa: F811

@@ -58,7 +58,7 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
         default=list(DEFAULTS),
         metavar="C",
         help="round:STEP, clip:STEP:LIMIT, rank:K, int:BITS, rank:K+int:BITS (default: %(default)s)",
-    )
+    )  # fmt: skip
     _add_selection(command)
     _add_evaluation(command, split="test")
     command.set_defaults(run=_study)
@@ -74,8 +74,9 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of g2lstm or g2lstm_lm")
     command.add_argument("packed", type=Path, metavar="PACKED", help="file to write")
     command.add_argument(
-        "--compression", default="int:8", metavar="C", help="int:8, int:4, rank:K or both, as rank:K+int:8 (default: int:8)"
-    )
+        "--compression", default="int:8", metavar="C",
+        help="int:8, int:4, rank:K or both as rank:K+int:8 (default: %(default)s)",
+    )  # fmt: skip
     _add_selection(command)
     command.add_argument(
         "--gate-eval-mode", choices=EVAL_MODES, help="gates in evaluation from now on (default: as they were)"

@@ -40,7 +40,7 @@ class Transform:
     def check_packable(self) -> None:
         """Raises ValueError where a checkpoint cannot store it."""
         if (self.rank is None and self.bits is None) or self.bits not in (None, 4, 8):
-            raise ValueError(f"a checkpoint is packed by int:8, int:4, rank:K or both, as rank:K+int:8, got {self.name}")
+            raise ValueError(f"a checkpoint is packed by int:8, int:4, rank:K or both as rank:K+int:8, got {self.name}")
 
     def bytes(self, weights: Tensor) -> int:
         """Bytes that they take stored, scales included."""
