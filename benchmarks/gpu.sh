@@ -47,10 +47,16 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 export PYTHONPATH=${PYTHONPATH:-$PWD}
 export PYTHONUNBUFFERED=1
+# or torch would take the folder of the first nvcc on the path, which may be another program that calls it
+if [ -z "${CUDA_HOME:-}" ] && [ -x /usr/local/cuda/bin/nvcc ]; then
+    export CUDA_HOME=/usr/local/cuda
+fi
 gpu=$(python3 -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')")
 if [ -n "$gpu" ]; then
     TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(python3 -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")}
-    export TORCH_CUDA_ARCH_LIST
+    # where it can run, a kernel that is refused fails its tests
+    G2LSTM_REQUIRE_PERSISTENT=$(python3 -c "import torch; print('1' if torch.cuda.get_device_capability() >= (8, 0) else '')")
+    export TORCH_CUDA_ARCH_LIST G2LSTM_REQUIRE_PERSISTENT
     nvidia-smi > "$OUT/nvidia-smi.txt" 2>&1
 elif [ -n "${NEED_GPU:-}" ]; then
     echo "error: torch sees no GPU" >&2
@@ -59,6 +65,16 @@ fi
 for folder in ${DATA:+"$DATA"} ${TEXT:+"$TEXT"}; do
     if [ ! -d "$folder" ]; then
         echo "error: no folder $folder" >&2
+        exit 1
+    fi
+done
+made=()
+[ -n "${DATA:-}" ] || made+=(end-to-end)
+[ -n "${TEXT:-}" ] || made+=(language-model)
+for name in "${made[@]}"; do
+    if [[ " ${steps[*]} " == *" $name "* ]] && ! python3 -c "import babel, num2words" 2> /dev/null; then
+        echo "error: $name makes its text by babel and num2words, which are not installed; install them, or give" \
+            "DATA and TEXT" >&2
         exit 1
     fi
 done
@@ -123,9 +139,10 @@ fi
 
 # several processes where pytest-xdist is: one after the other the tests take long
 processes=$(python3 -c "import os, xdist; print(len(os.sched_getaffinity(0)))" 2>/dev/null)
-tests=(python3 -m pytest -v --tb short ${processes:+--numprocesses "$processes"})
+pytest=(python3 -m pytest -v --tb short)
 # where pytest-timeout is, a kernel that hangs ends its process and no more; a signal would wait for it
-python3 -c "import pytest_timeout" 2> /dev/null && tests+=(--timeout 120 --timeout-method thread)
+python3 -c "import pytest_timeout" 2> /dev/null && pytest+=(--timeout 120 --timeout-method thread)
+tests=("${pytest[@]}" ${processes:+--numprocesses "$processes"})
 for name in "${steps[@]}"; do
     case $name in
         build) build ;;
@@ -149,7 +166,7 @@ for name in "${steps[@]}"; do
             for tool in memcheck racecheck; do
                 PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" \
                     compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 3 --target-processes all \
-                    python3 -m pytest -v --tb short --maxfail 5 tests/test_cuda.py -k "float32 and (ragged or step) or \
+                    "${pytest[@]}" --maxfail 5 tests/test_cuda.py -k "float32 and (ragged or step) or \
                     random_words or persistent and every_mode or persistent and more_pieces and float32 or \
                     decoder and every_size and float32"
             done
@@ -159,8 +176,9 @@ for name in "${steps[@]}"; do
                 note "profile             left out: it needs a GPU and ncu"
                 continue
             fi
-            # every kernel a few times, each replayed for its counters; cuBLAS calls its products by several names
-            step profile ncu --set basic --kernel-name-base demangled \
+            # every kernel a few times, each replayed for its counters, at the clocks that the device has; cuBLAS calls
+            # its products by several names
+            step profile ncu --set basic --clock-control none --kernel-name-base demangled \
                 --kernel-name "regex:run_sequence|run_units|gemm|nvjet" --launch-count 400 \
                 --csv --log-file "$OUT/profile.csv" python3 -m benchmarks.profiled
             ;;

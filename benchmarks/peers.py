@@ -161,7 +161,7 @@ def _compiled(lstm: G2LSTM) -> G2LSTM:
 
 
 def persistent_workload(run: Workload, x: Tensor, hidden_size: int) -> Workload:
-    """The workload of a layer on CUDA with all steps in one launch, whatever G2LSTM_CUDA_LAYER says.
+    """The workload of a layer on CUDA with all steps in one launch, whatever G2LSTM_CUDA_LAYER says; runs it once.
 
     Args:
         run: trains a layer on x, (T, B, I).
@@ -169,18 +169,24 @@ def persistent_workload(run: Workload, x: Tensor, hidden_size: int) -> Workload:
         hidden_size: of the layer.
 
     Raises:
-        Unavailable: the device is none of CUDA's, or has no such kernel for the layer.
+        Unavailable: the device is none of CUDA's, or has no such kernel for the layer, or refuses to launch it.
     """
 
     def run_persistent() -> object:
         with environment(G2LSTM_CUDA_LAYER="persistent"):
             return run()
 
+    def is_persistent() -> bool:
+        with environment(G2LSTM_CUDA_LAYER="persistent"):
+            return bool(torch.ops.g2lstm.cuda_layer(x.dtype, *x.shape[:2], hidden_size) == "persistent")
+
     if not x.is_cuda:
         raise Unavailable("it is a kernel of CUDA's")
-    with environment(G2LSTM_CUDA_LAYER="persistent"):
-        if torch.ops.g2lstm.cuda_layer(x.dtype, *x.shape[:2], hidden_size) != "persistent":
-            raise Unavailable("the device has no persistent kernel for this dtype and these units")
+    if not is_persistent():
+        raise Unavailable("the device has no persistent kernel for this dtype and these units")
+    run_persistent()
+    if not is_persistent():
+        raise Unavailable("the device refused the launch")
     return run_persistent
 
 

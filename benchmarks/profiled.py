@@ -11,7 +11,7 @@ from benchmarks.peers import environment
 from fairseq_g2lstm import G2LSTM
 
 SHAPES = ("30,128,512,512", "70,20,256,256")
-DTYPES = (torch.float32, torch.float16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNELS = ("steps", "persistent")
 FEW_STEPS = 2  # of kernels that are launched at every step
 

@@ -22,21 +22,23 @@ void forward(
   run(step, Place{0, 0, 1, 1});
 }
 
-// Rows of a block and the number of launches, then of each its first row, its blocks in y and its first counter.
+// Rows of a block and the number of launches, then of each its first row, its blocks in y and its first counter,
+// and last how many counters there are.
 template <class T>
 void plan(
     const DeviceLimits& device, std::int64_t n_steps, std::int64_t n_rows, std::int64_t h_size, std::int64_t* out) {
   const SequencePlan plan = plan_sequence<T>(device, n_steps, n_rows, h_size);
   out[0] = plan.n_rows, out[1] = 0;
   if (plan.n_rows == 0) return;
-  static unsigned counters[64];
+  static unsigned counters[1024];
   ForwardSequence<T> sequence;
   sequence.cell.n_rows = n_rows;
   sequence.arrived = counters;
   for_launches(plan, sequence, [&](const ForwardSequence<T>& part, std::int64_t blocks_y) {
     std::int64_t* const launch = out + 2 + 3 * out[1]++;
-    launch[0] = part.first_row, launch[1] = blocks_y, launch[2] = part.arrived - counters;
+    launch[0] = part.first_row, launch[1] = blocks_y, launch[2] = (part.arrived - counters) / kCounterStride;
   });
+  out[2 + 3 * out[1]] = counter_numbers(n_rows) / kCounterStride;
 }
 
 }  // namespace

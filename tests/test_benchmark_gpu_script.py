@@ -16,6 +16,7 @@ case "$2" in
     *get_device_capability*) echo 9.0 ;;
     *kernels_missing*) [ -n "$KERNELS" ] ;;
     *xdist*|*pytest_timeout*) exit 1 ;;
+    *num2words*) [ -z "$LACKS_TEXT" ] ;;
     *device_count*) echo 0 ;;
     examples.ptb.progress) exec cat ;;
     *) echo "$*"; [ -n "$WRITES" ] && echo it > "$WRITES"; case "$*" in *"$FAILS"*) exit 7 ;; esac ;;
@@ -91,6 +92,7 @@ def test_the_layers_kernels_are_profiled_where_there_is_a_gpu(tmp_path, gpu):
     if gpu:
         log = (tmp_path / "out" / "profile.log").read_text()
         assert log.strip().endswith("profile.csv python3 -m benchmarks.profiled")
+        assert "--clock-control none" in log  # or ncu would set those of a GPU that is lent
 
 
 @pytest.mark.parametrize("kernels", ["", "built"])
@@ -107,6 +109,11 @@ def test_a_gpu_without_kernels_gets_a_build_first_and_without_them_no_step(tmp_p
     ("environment", "message"),
     [
         ({"NEED_GPU": "1"}, "error: torch sees no GPU"),
+        (
+            {"LACKS_TEXT": "1"},
+            "error: end-to-end makes its text by babel and num2words, which are not installed; install them, or give "
+            "DATA and TEXT",
+        ),
         ({"DATA": "nowhere/data-bin"}, "error: no folder nowhere/data-bin"),
         ({"TEXT": "nowhere/text"}, "error: no folder nowhere/text"),
         ({"ARCHIVE": "{out}/a.tgz"}, "error: ARCHIVE={out}/a.tgz lies in OUT, all of which it would hold"),
@@ -115,7 +122,8 @@ def test_a_gpu_without_kernels_gets_a_build_first_and_without_them_no_step(tmp_p
 def test_what_is_missing_or_wrong_is_said_before_any_step(tmp_path, environment, message):
     out = tmp_path / "out"
     message = message.format(out=out)
-    done = gpu_script(tmp_path, "layer", **{name: value.format(out=out) for name, value in environment.items()})
+    given = {name: value.format(out=out) for name, value in environment.items()}
+    done = gpu_script(tmp_path, "layer", "end-to-end", **given)
     assert done.returncode == 1 and done.stderr.strip() == message
     assert table(tmp_path) == []
 

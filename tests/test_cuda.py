@@ -51,6 +51,7 @@ pytestmark = [
 needs_gpu = pytest.mark.skipif(ON_HOST, reason="runs on a GPU alone")
 
 LAYER_VARIABLE = "G2LSTM_CUDA_LAYER"
+REQUIRED = "G2LSTM_REQUIRE_PERSISTENT"  # in the environment: without that kernel the tests of it fail
 ALL_DTYPES = [*DTYPES, *HALF_TYPES]
 # On CUDA half types are rounded at every step, as in torch's own LSTM: pre-activations, h and their gradients by half
 # an eps each. These errors neither add up over the steps, which forget, nor all point one way: two eps of the largest
@@ -187,8 +188,17 @@ def test_layer_equals_the_reference_at_every_size(size, dtype):
 
 
 @pytest.fixture
-def persistent(monkeypatch: pytest.MonkeyPatch) -> None:
+def persistent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernel is asked for; that a device refused to launch it, which is then done without, is an error."""
+
+    def smallest() -> str:
+        return torch.ops.g2lstm.cuda_layer(F32, 1, 1, 16)
+
     monkeypatch.setenv(LAYER_VARIABLE, "persistent")
+    before = smallest()
+    assert before == "persistent" or not os.environ.get(REQUIRED), "no persistent kernel, or one was refused before"
+    yield
+    assert smallest() == before, "the device refused a launch"
 
 
 def assert_is_persistent(case: LayerCase) -> None:
@@ -295,6 +305,8 @@ def test_persistent_layers_that_the_device_refuses_go_step_by_step(dtype, monkey
 
 def test_the_layers_kernel_is_chosen_in_the_environment(monkeypatch):
     kernel = {}
+    monkeypatch.setenv(LAYER_VARIABLE, "persistent")
+    assert_is_persistent(LayerCase(2, 3, 5, 16))
     for choice in ("auto", "steps", "persistent"):
         monkeypatch.setenv(LAYER_VARIABLE, choice)
         kernel[choice] = torch.ops.g2lstm.cuda_layer(F32, 2, 3, 16)

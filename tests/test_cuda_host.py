@@ -146,6 +146,7 @@ def test_the_blocks_of_a_launch_run_at_the_same_time_and_those_of_all_launches_h
     assert blocks == launches
     assert counters == [sum(blocks[:i]) for i in range(n_launches)]
     assert firsts == [rows * counter for counter in counters]
+    assert parts[3 * n_launches] >= sum(blocks)
     if n_launches:
         units = 16 if dtype == "half" else 8
         assert max(blocks) * h_size // units <= 132

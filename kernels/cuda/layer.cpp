@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "operators.h"
+#include "sequence_plan.h"
 
 namespace g2lstm::cuda {
 namespace {
@@ -85,9 +86,8 @@ Tensor aligned(const Tensor& given) {
   return reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % 16 == 0 ? tensor : tensor.clone();
 }
 
-// Counters of arrivals, one for each batch row at the most.
 Tensor no_arrivals(const LayerRun& run, const Tensor& like) {
-  return at::zeros({run.size.rows}, like.options().dtype(at::kInt));
+  return at::zeros({counter_numbers(run.size.rows)}, like.options().dtype(at::kInt));
 }
 
 // The h after each row's last step.

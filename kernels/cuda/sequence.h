@@ -20,11 +20,13 @@
 #include "cells.h"
 #include "sequence_plan.h"
 
-// Of loops over arrays that stand in registers.
+// Of loops over arrays that stand in registers, and of loops whose iterations do not wait for each other's loads.
 #ifdef __CUDACC__
 #define G2LSTM_UNROLL _Pragma("unroll")
+#define G2LSTM_UNROLL_BY_FOUR _Pragma("unroll 4")
 #else
 #define G2LSTM_UNROLL
+#define G2LSTM_UNROLL_BY_FOUR
 #endif
 
 namespace g2lstm::cuda {
@@ -102,6 +104,7 @@ struct BlockProduct {
       fetch(left, piece + kSlots - 1);
       const std::int64_t begin = static_cast<std::int64_t>(piece) * kPieceDepth;
       const int size = static_cast<int>(depth - begin < kPieceDepth ? depth - begin : kPieceDepth);
+      G2LSTM_UNROLL_BY_FOUR
       for (int k = split * Tile::kDepth; k < size; k += kSplits * Tile::kDepth) {
         G2LSTM_UNROLL
         for (int i = 0; i < kTilesOfWarp; ++i) {
@@ -248,7 +251,7 @@ G2LSTM_DEVICE void run_block(const ForwardSequence<T>& sequence, const Grid& gri
   const std::int64_t n_rows = sequence.cell.n_rows, h_size = sequence.cell.h_size, n_cells = n_rows * h_size;
   const BlockCells<T, kRows, Grid> cells(grid, sequence);
   const BlockProduct<T, kRows, 4 * kUnits<T>, Grid> product(grid, shared, h_size);
-  unsigned* const arrived = sequence.arrived + grid.place_y();
+  unsigned* const arrived = sequence.arrived + grid.place_y() * kCounterStride;
   keep_rows(product, sequence.w_hh, cells.first_unit, h_size);
   float c[cells.kCount];
   cells.each([&](int j, int, int, auto row, auto unit) { c[j] = sequence.cell.c[offset(row, unit, h_size)]; });
@@ -297,7 +300,7 @@ G2LSTM_DEVICE void run_block(const BackwardSequence<T>& sequence, const Grid& gr
   const std::int64_t n_rows = sequence.cell.n_rows, h_size = sequence.cell.h_size, n_cells = n_rows * h_size;
   const BlockCells<T, kRows, Grid> cells(grid, sequence);
   const BlockProduct<T, kRows, kUnits<T>, Grid> product(grid, shared, 4 * h_size);
-  unsigned* const arrived = sequence.arrived + grid.place_y();
+  unsigned* const arrived = sequence.arrived + grid.place_y() * kCounterStride;
   keep_columns(product, sequence.w_hh, cells.first_unit, h_size);
 
   float grad_h[cells.kCount], grad_c[cells.kCount], c[cells.kCount], c_next[cells.kCount], grad_out[cells.kCount];

@@ -2,9 +2,11 @@
 #include <cuda_pipeline.h>
 #include <mma.h>
 
+#include <cstdio>
 #include <cuda/atomic>
 #include <map>
 #include <mutex>
+#include <type_traits>
 
 #include "device.cuh"
 #include "sequence.h"
@@ -63,9 +65,28 @@ struct DeviceTile {
   }
 
  private:
-  template <class Part>
-  __device__ static void load(Part& part, const T* from, int stride) {
-    nvcuda::wmma::load_matrix_sync(part, reinterpret_cast<const Number*>(from), stride);
+  // From shared memory.
+  template <class Use, class Layout>
+  __device__ static void load(Fragment<Use, Number, Layout>& part, const T* from, int stride) {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      // For these the compiler would not find out which memory it is, and load number by number.
+      static_assert(sizeof(part.x) == 4 * sizeof(unsigned), "four registers");
+      auto* const to = reinterpret_cast<unsigned*>(part.x);
+      const auto address = static_cast<unsigned>(__cvta_generic_to_shared(from));
+      if constexpr (std::is_same_v<Use, nvcuda::wmma::matrix_a>) {
+        asm volatile("wmma.load.a.sync.aligned.row.m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(address), "r"(stride)
+                     : "memory");
+      } else {
+        asm volatile("wmma.load.b.sync.aligned.col.m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(address), "r"(stride)
+                     : "memory");
+      }
+    } else {
+      nvcuda::wmma::load_matrix_sync(part, reinterpret_cast<const Number*>(from), stride);
+    }
   }
 };
 
@@ -210,6 +231,9 @@ bool launch_sequence(const Direction& sequence, StreamHandle stream, std::int64_
       if (error == cudaErrorCooperativeLaunchTooLarge && part.first_row == 0) {  // later ones are not larger
         cudaGetLastError();
         device_limits(/*refused=*/true);  // the process may use less of it than there is
+        std::fprintf(
+            stderr, "fairseq-g2lstm: the device refuses a layer's whole sequence in one launch; from now on its steps "
+            "are launched one by one\n");
         fits = false;
         return;
       }

@@ -17,8 +17,9 @@ template <class T>
 constexpr int kUnits = sizeof(T) == 2 ? 16 : 8;
 
 // Rows of a block, in powers of two. Tensor cores take 16 at a time; plain float32 is slower with as few.
+constexpr int kFewestRows = 16;
 template <class T>
-constexpr int kLeastRows = sizeof(T) == 2 ? 16 : 32;
+constexpr int kLeastRows = sizeof(T) == 2 ? kFewestRows : 32;
 constexpr int kMostRows = 64;
 
 constexpr int kSlots = 4;                    // for pieces of the left side on their way, or in use
@@ -50,6 +51,14 @@ constexpr std::int64_t piece_bytes(int n_rows) {
 template <class T>
 constexpr std::int64_t shared_bytes(std::int64_t n_columns, std::int64_t depth, int n_rows) {
   return weight_bytes<T>(n_columns, depth) + kSlots * piece_bytes<T>(n_rows);
+}
+
+// Counters of arrivals of blocks of the same rows stand as far apart, in lines of the cache of their own.
+constexpr std::int64_t kCounterStride = 128 / sizeof(unsigned);
+
+// Numbers of a counter for each group of rows, however they are cut.
+inline std::int64_t counter_numbers(std::int64_t n_rows) {
+  return (n_rows + kFewestRows - 1) / kFewestRows * kCounterStride;
 }
 
 // How a sequence is cut into blocks of n_rows rows, and into launches of at most blocks_x x blocks_y of them, which all
@@ -92,7 +101,7 @@ void for_launches(const SequencePlan& plan, Direction sequence, const Function& 
   for (std::int64_t group = 0; group < groups; group += plan.blocks_y) {
     sequence.first_row = group * plan.n_rows;
     function(sequence, std::min(groups - group, plan.blocks_y));
-    sequence.arrived += plan.blocks_y;
+    sequence.arrived += plan.blocks_y * kCounterStride;
   }
 }
 
