@@ -154,7 +154,9 @@ def train(
         device: "cpu" or "cuda".
         threads: of torch.
     """
-    arguments = [str(data), *options, "--no-save", "--max-update", str(updates)]
+    # fairseq tries the folder of checkpoints out, where nothing is saved too
+    unused = ["--save-dir", str(log.parent / "unused"), "--no-save"]
+    arguments = [str(data), *options, *unused, "--max-update", str(updates)]
     arguments += ["--log-format", "json", "--log-interval", str(interval)]
     process = run_fairseq("train", arguments, log, device=device, threads=threads)
     return Training(tuple(read_intervals(log, interval, warmup)), process.peak_memory)

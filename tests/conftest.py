@@ -23,6 +23,14 @@ def pytest_configure() -> None:
     sys.path.insert(0, str(ROOT))
 
 
+def pytest_sessionstart() -> None:
+    """Where the kernels are required, tests must not skip for want of them."""
+    from fairseq_g2lstm import ops
+
+    if os.environ.get("FAIRSEQ_G2LSTM_REQUIRE_KERNELS") == "1" and ops.kernels_error() is not None:
+        pytest.exit(f"FAIRSEQ_G2LSTM_REQUIRE_KERNELS=1, but {ops.kernels_error()}", returncode=1)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real text, named by G2LSTM_SHARED_DATA or lying beside the repository."""
@@ -137,6 +145,14 @@ def backend(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.skip("the kernels are not built: make kernels")
     with ops.use_reference() if request.param == "reference" else nullcontext():
         yield
+
+
+@pytest.fixture
+def own_writers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fairseq keeps its writers for TensorBoard, and with them the folder, as long as the process lives."""
+    from fairseq.logging import progress_bar
+
+    monkeypatch.setattr(progress_bar, "_tensorboard_writers", {})
 
 
 @pytest.fixture(scope="session")

@@ -399,6 +399,14 @@ def test_a_configuration_from_before_the_options_gets_their_defaults(task, sampl
     assert criterion.gate_stats_interval == 10
 
 
+def test_an_adaptive_softmax_trains(train, logged):
+    options = ["--adaptive-softmax-cutoff", "8,16", "--criterion", "adaptive_loss", "--ddp-backend", "legacy_ddp"]
+    train("run", *options, "--max-update", 30, "--log-format", "json")
+    first, *_, last = (line["loss"] for line in logged("train_inner"))
+    assert last < 0.9 * first < 10
+
+
+@pytest.mark.usefixtures("own_writers")
 def test_tensorboard_gets_the_values(train, tmp_path):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train("run", *TEMPERATURE, "--gate-stats-interval", 1, "--max-update", 15, "--tensorboard-logdir", tmp_path / "tb")

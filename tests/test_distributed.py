@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, train_in_process, train_options
-from tiny_runs import assert_identical, build, free_port
+from tiny_runs import assert_identical, build, rendezvous
 
 from fairseq_g2lstm.checkpoints import read_checkpoint
 from fairseq_g2lstm.distributed import check_ranks_are_joined
@@ -67,7 +67,7 @@ class Ranks:
         (plugin / "__init__.py").write_text(WATCHING_PLUGIN)
         self.save_dir = folder / "checkpoints"
         given = train_options(data, self.save_dir, "g2lstm", "--user-dir", plugin, "--log-format", "json", *options)
-        address = f"tcp://127.0.0.1:{free_port()}"
+        address = rendezvous(folder)
         given += ["--distributed-world-size", "2", "--distributed-init-method", address, *JOINED]
         command = [sys.executable, "-m", "fairseq_cli.train", *given]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "WATCHED": str(folder)}
@@ -209,7 +209,8 @@ def test_joined_processes_go_on(torchrun):
 
 def run_torchrun(*command: object) -> tuple[int, str]:
     """Exit status and output of two processes under torchrun, which ends them when it is told to end."""
-    options = ["--nproc-per-node", 2, "--master-port", free_port(), "--max-restarts", 0, *command]
+    options = ["--nproc-per-node", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--max-restarts", 0]
+    options += command
     process = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *map(str, options)],
         cwd=ROOT,
@@ -223,6 +224,8 @@ def run_torchrun(*command: object) -> tuple[int, str]:
     except subprocess.TimeoutExpired:
         process.terminate()
         output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     return process.returncode, output
 
 

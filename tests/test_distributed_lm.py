@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 from lm_runs import RECIPE, lm_options, train_lm
-from tiny_runs import assert_identical, free_port
+from tiny_runs import assert_identical, rendezvous
 
 from fairseq_g2lstm.checkpoints import State, read_checkpoint
 
@@ -23,7 +23,7 @@ LAST = 12
 def train_ranks(data: Path, folder: Path, *options: object) -> Path:
     """Two ranks of two rows each train one model; returns the folder of its checkpoints."""
     given = lm_options(data, folder / "run", "--batch-size", 2, "--max-update", LAST, *options)
-    given += ["--distributed-world-size", "2", "--distributed-init-method", f"tcp://127.0.0.1:{free_port()}", *JOINED]
+    given += ["--distributed-world-size", "2", "--distributed-init-method", rendezvous(folder), *JOINED]
     command = [sys.executable, "-m", "fairseq_cli.train", *given, "--distributed-rank"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     logs = [folder / f"rank{rank}.log" for rank in range(2)]

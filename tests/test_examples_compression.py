@@ -6,6 +6,7 @@ import logging
 import re
 import shlex
 import signal
+from argparse import Namespace
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -328,7 +329,7 @@ def test_progress_counts_every_step_to_the_last_and_tells_the_time_left(made):
 
 def test_the_time_left_is_that_of_each_kind_of_step(monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_module, "time", Namespace(monotonic=lambda: now[0]))
     progress = Progress({"study": 4, "evaluation": 3, "search": 2})
     progress.done("study", "found before")
     assert progress.seconds_left() is None

@@ -13,6 +13,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,10 @@ def whole_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         first.send_signal(signal.SIGTERM)
         said, _ = first.communicate(timeout=60)
     finally:
+        if first.poll() is None:  # it ends its training where it is told to end, and cannot where it is killed
+            first.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                first.wait(timeout=30)
         first.kill()
     epochs = read_training(out / "small-gumbel-7" / "train.log").epochs
     arguments = run_command(corpus, out, "--arms", "gumbel", "stock", "--max-epoch", str(epochs + 2))
@@ -256,7 +261,7 @@ def step(epoch: int, done: int) -> str:
 def test_the_time_left_is_told_from_the_log(monkeypatch, limits, expected):
     left = progress.TimeLeft()
     now = iter((100.0, 120.0))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(progress, "time", Namespace(monotonic=lambda: next(now)))
     log = f"x | INFO | fairseq_cli.train | {{'_name': None, 'optimization': {{{limits}}}}}\n"
     valid = "x | INFO | valid | epoch 001 | valid on 'valid' subset | loss 4.1 | ppl 17.25 | num_updates 10\n"
     assert [left.read(line) for line in (log, step(1, 2), valid, step(2, 12), "another line\n")] == [
@@ -276,7 +281,7 @@ def test_the_end_is_not_past_where_blocks_of_drawn_lengths_are_more_than_expecte
 def test_the_time_left_of_all_trainings_is_told(monkeypatch):
     left = progress.TimeLeft("[1/3] small", after=2)
     now = iter((0.0, 600.0))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(progress, "time", Namespace(monotonic=lambda: next(now)))
     left.read("x | INFO | fairseq_cli.train | {'_name': None, 'max_epoch': 1, 'max_update': 0}\n")
     left.read(step(1, 0))
     text = left.read(step(1, 5))
@@ -295,7 +300,7 @@ def test_the_script_tells_the_time_left_and_goes_on_with_the_same_training_alone
 
     done = script()
     assert done.returncode == 0, done.stderr
-    told = r"^epoch 2 of 2, \d+ of \d+ updates, valid perplexity [\d.]+, \d+ s left$"
+    told = r"^epoch 2 of 2, \d+ of \d+ updates, valid perplexity [\d.]+, \d+ (s|min) left$"
     assert re.search(told, done.stderr, re.M)
     log = (save_dir / "train.log").read_text()
     assert log == done.stdout
@@ -468,7 +473,7 @@ def test_the_length_of_the_blocks_changes_nothing_where_state_is_carried(evaluat
 @pytest.mark.slow
 def test_progress_of_an_evaluation_is_told_where_there_is_no_terminal(evaluate, tmp_path, capsys):
     evaluate("gumbel", "--tokens-per-sample", "3")
-    told = re.findall(r"^evaluated ([\d,]+) of ([\d,]+) batches, \d+ s left$", capsys.readouterr().err, re.M)
+    told = re.findall(r"^evaluated ([\d,]+) of ([\d,]+) batches, \d+ (?:s|min) left$", capsys.readouterr().err, re.M)
     done, total = ([int(number.replace(",", "")) for number in numbers] for numbers in zip(*told, strict=True))
     assert len(told) == 10 and len(set(total)) == 1 and list(done) == sorted(set(done))
     assert done[-1] == total[0] and done[0] <= total[0] / 10 + 1

@@ -477,7 +477,10 @@ def test_a_terminated_training_goes_on_and_another_recipe_starts_over(tmp_path):
             time.sleep(0.05)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate()
+        try:
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 1
     assert not (tmp_path / "lstm" / "finished.json").exists()
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_module
-from fairseq.logging import progress_bar
 from fairseq.tasks.translation import TranslationTask
 from lm_runs import train_lm
 from tiny_runs import assert_identical, build, training_config
@@ -146,12 +145,6 @@ def test_fairseqs_log_tells_each_places_gates_in_words(task, sample, tmp_path, c
         f"update 0 | {label} | {one} | {two}" for label, one, two in zip(labels, words[::2], words[1::2], strict=True)
     ]
     assert lines == expected
-
-
-@pytest.fixture
-def own_writers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fairseq keeps its writers, and with them the folder, as long as the process lives."""
-    monkeypatch.setattr(progress_bar, "_tensorboard_writers", {})
 
 
 @pytest.mark.usefixtures("own_writers")

@@ -113,7 +113,21 @@ def test_no_gradient_flows_from_one_block_into_the_one_before():
     model(tokens[:, :4], block=0)
     (one,) = torch.autograd.grad(model(tokens[:, 4:], block=1)[0].sum(), [model.decoder.layers[0].weight_hh])
     assert torch.isfinite(one).all() and one.abs().sum() > 0
-    assert not any(state.requires_grad for state in model.decoder.carried(True).newest()[1].h)
+    state = model.decoder.carried(True).newest()[1]
+    assert not any(part.requires_grad for part in (*state.h, *state.c))
+
+
+def test_the_sharing_of_noise_reaches_the_operators(monkeypatch):
+    seen = []
+    operator = ops.lstm_layer
+
+    def watched(*given, mode, **more):
+        seen.append(mode.noise_sharing)
+        return operator(*given, mode=mode, **more)
+
+    monkeypatch.setattr(ops, "lstm_layer", watched)
+    build(gate_type="gumbel", gate_noise_sharing="mask").train()(text(2, 4))
+    assert seen == ["mask"] * SMALL["decoder_layers"]
 
 
 @pytest.mark.parametrize("block", [2, 7])

@@ -505,6 +505,20 @@ def test_max_tokens_bounds_the_blocks_of_an_evaluation(tiny_text: Path, trained:
         eval_lm(tiny_text, trained, *options, 59, "--batch-size", 3)
 
 
+def test_max_tokens_bounds_the_rows_of_a_training(tiny_text: Path, tmp_path: Path):
+    folder = train_lm(tiny_text, tmp_path / "run", "--tokens-per-sample", 20, "--max-tokens", 70, "--max-update", 2)
+    carried = read_checkpoint(folder / "checkpoint_last.pt")["extra_state"]["G2LSTMLanguageModelingTask"]["carried"]
+    assert [len(state) for state in carried["h"]] == [3, 3]  # of 20 tokens, where --batch-size is 4
+
+
+def test_an_adaptive_softmax_trains_and_is_evaluated(tiny_text: Path, tmp_path: Path):
+    options = ["--adaptive-softmax-cutoff", "5,9", "--criterion", "adaptive_loss", "--ddp-backend", "legacy_ddp"]
+    sizes = ["--decoder-layer-sizes", "9,10"]  # the last is not --decoder-out-embed-dim
+    first, last = (train_lm(tiny_text, tmp_path / str(n), *options, *sizes, "--max-update", n) for n in (1, 100))
+    perplexities = [eval_lm(tiny_text, folder / "checkpoint_last.pt")["perplexity"] for folder in (first, last)]
+    assert perplexities[1] < 0.7 * perplexities[0] < 30
+
+
 def test_amp_with_sgd_is_refused_with_a_sentence(tiny_text: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="--amp divides the gradients by the loss scale twice.*use --fp16"):
         train_lm(tiny_text, tmp_path, "--amp", "--max-update", 2)

@@ -4,8 +4,10 @@ from argparse import Namespace
 
 import pytest
 import torch
+from fairseq import utils
 from tiny_runs import SMALL, build, build_stock, training_config
 
+from fairseq_g2lstm import ops
 from fairseq_g2lstm.config import ARCHITECTURES, G2LSTMConfig, resolve
 from fairseq_g2lstm.models.g2lstm import G2LSTMModel
 
@@ -79,6 +81,37 @@ def test_source_order_and_padding_side_do_not_change_the_logits(task, sample):
     order = torch.randperm(len(net_input["src_lengths"]), generator=torch.Generator().manual_seed(1))
     logits, _ = model(**{name: value[order] for name, value in net_input.items()})
     torch.testing.assert_close(logits, expected[order], rtol=0, atol=1e-6)
+    pad = task.source_dictionary.pad()
+    on_the_right = utils.convert_padding_direction(net_input["src_tokens"], pad, left_to_right=True)
+    assert not torch.equal(on_the_right, net_input["src_tokens"])
+    logits, _ = model(**{**net_input, "src_tokens": on_the_right})
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sharing", ["step", "mask", "sequence"])
+def test_the_sharing_of_noise_reaches_the_operators(task, sample, monkeypatch, sharing):
+    seen = []
+
+    def watch(operator):
+        return lambda *inputs, mode, **more: (seen.append(mode.noise_sharing), operator(*inputs, mode=mode, **more))[1]
+
+    for name in ("lstm_layer", "decoder"):
+        monkeypatch.setattr(ops, name, watch(getattr(ops, name)))
+    build(task, gate_type="gumbel", gate_noise_sharing=sharing).train()(**sample["net_input"])
+    assert seen == [sharing] * 2
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_at_generation_there_is_attention_where_it_is_asked_for(task, sample, wanted):
+    model = build(task).eval()
+    model.make_generation_fast_(need_attn=wanted)
+    assert (model(**sample["net_input"])[1] is not None) == wanted
+    encoder_out = model.encoder(sample["net_input"]["src_tokens"], sample["net_input"]["src_lengths"])
+    assert (model.decoder(sample["net_input"]["prev_output_tokens"][:, :1], encoder_out, {})[1] is not None) == wanted
+
+
+def test_the_model_itself_has_no_limit_of_length_that_sentences_meet(task):
+    assert min(build(task).max_positions()) >= 100_000
 
 
 def test_noise_acts_in_training_alone_and_follows_the_seed(task, sample):
@@ -235,6 +268,15 @@ def test_pretrained_embeddings_are_taken_and_frozen(task, tmp_path):
     assert model.decoder.embed_tokens.weight.requires_grad
     assert torch.equal(embedding[task.source_dictionary.index("w3")], torch.full((7,), 0.25))
     assert torch.equal(embedding[task.source_dictionary.index("w5")], torch.full((7,), -2.0))
+
+
+def test_the_decoders_embeddings_are_taken_and_frozen_apart(task, tmp_path):
+    path = tmp_path / "embeddings"
+    path.write_text("1 7\nx3 " + " ".join(["0.25"] * 7) + "\n")
+    model = build(task, decoder_embed_path=str(path), decoder_freeze_embed=True)
+    embedding = model.decoder.embed_tokens.weight
+    assert not embedding.requires_grad and model.encoder.embed_tokens.weight.requires_grad
+    assert torch.equal(embedding[task.target_dictionary.index("x3")], torch.full((7,), 0.25))
 
 
 def test_all_embeddings_may_be_one(task):

@@ -298,3 +298,13 @@ def test_layer_operator_takes_lengths_in_any_order_and_leaves_zeros_in_the_paddi
         torch.testing.assert_close(outputs[:length, row], expected[:, 0], **EQUAL)
         torch.testing.assert_close((h_n[row], c_n[row]), (h[0, 0], c[0, 0]), **EQUAL)
         assert not outputs[length:, row].any()
+
+
+def test_without_kernels_one_warning_says_why(monkeypatch):
+    for name, value in (("_compiled", None), ("_error", "no such file"), ("_warned", False)):
+        monkeypatch.setattr(ops, name, value)
+    lstm, x = G2LSTM(3, 4), torch.randn(2, 1, 3)
+    with pytest.warns(RuntimeWarning, match=r"compiled kernels are not there \(no such file\)") as warnings:
+        lstm(x)
+        lstm(x)
+    assert len(warnings) == 1

@@ -1,6 +1,7 @@
 """The same bits from run to run; the same noise and, within the bounds, the same numbers for other threads, other
 splits of the batch and other instruction sets."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -246,6 +247,8 @@ def test_every_instruction_set_computes_the_same_within_the_bounds(results_by_le
 
 @pytest.mark.slow
 def test_the_environment_chooses_the_instruction_set(level_and_results, results_by_level):
+    if "G2LSTM_CPU_CAPABILITY" in os.environ:
+        pytest.skip("G2LSTM_CPU_CAPABILITY is set, so that the best there is is not known")
     best_here, order = torch.ops.g2lstm.cpu_capability(), list(LEVELS)
     for level, (taken, _) in level_and_results.items():
         assert taken == min(level, best_here, key=order.index)

@@ -205,11 +205,12 @@ def test_module_compiled_without_graph_breaks_equals_eager(training):
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_packed_sequences_go_through_a_compiled_module(training):
-    packed = pack_padded_sequence(torch.randn(3, 2, 5), torch.tensor([3, 1]))
-    try:
-        torch.compile(lambda: pad_packed_sequence(packed), backend="eager")()
-    except RuntimeError:
-        pytest.skip(f"torch {torch.__version__} compiles no pad_packed_sequence")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):  # where we know that it does
+        try:
+            packed = pack_padded_sequence(torch.randn(3, 2, 5), torch.tensor([3, 1]))
+            torch.compile(lambda: pad_packed_sequence(packed), backend="eager")()
+        except RuntimeError:
+            pytest.skip(f"torch {torch.__version__} compiles no pad_packed_sequence")
     lstm = G2LSTM(5, 6, bidirectional=True).train(training)
     compiled = torch.compile(lstm, backend="eager")
     for lengths, in_order in (((6, 3, 1), True), ((2, 5, 4), False)):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -182,7 +183,8 @@ def test_each_of_two_real_ranks_adds_its_share(tmp_path):
     )
     try:
         store = torch.distributed.FileStore(path, 2)
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=2)
+        minute = timedelta(seconds=60)  # where the other does not come
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=2, timeout=minute)
         try:
             torch.manual_seed(31)
             first_seed = int(draw_seed())

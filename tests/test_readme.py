@@ -86,7 +86,15 @@ def test_the_page_of_language_models_gives_the_defaults_and_the_architectures_si
 
 
 def test_relative_links_lead_somewhere():
-    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")]:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
-            if "://" not in target:
-                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    documents = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")]
+    documents += [ROOT / "kernels" / "README.md", ROOT / "benchmarks" / "README.md"]
+    for document in [*documents, *ROOT.glob("benchmarks/results/*/README.md")]:
+        for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", document.read_text()):
+            if "://" in target:
+                continue
+            page = document.parent / target if target else document
+            assert page.exists(), f"{document.relative_to(ROOT)} links to {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+                slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in slugs, f"{document.relative_to(ROOT)} links to {target}#{anchor}"

@@ -1,6 +1,6 @@
 """What the tests of criterions, checkpoints and training share: configurations, tiny models, loading, comparing."""
 
-import socket
+import tempfile
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -82,8 +82,6 @@ def assert_identical(found: Any, expected: Any, name: str = "") -> None:
         assert type(found) is type(expected) and found == expected, name
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def rendezvous(folder: Path) -> str:
+    """Where the processes of one training meet: a file of its own, since a free port may be taken until they listen."""
+    return f"file://{Path(tempfile.mkdtemp(dir=folder)) / 'rendezvous'}"
