@@ -80,6 +80,7 @@ def read_checkpoint(path: str | Path) -> State:
     if not isinstance(state.get("model"), dict) or state.get("cfg") is None:
         raise ValueError(f"{path} is no fairseq checkpoint: it has no model, or no options")
     state["cfg"] = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
+    state["args"] = None  # of older checkpoints, which fairseq would take in place of cfg
     return state
 
 

@@ -242,7 +242,8 @@ def complete(options: ModelOptions, tables: OptionTables) -> Namespace:
 
 def architecture_of(options: ModelOptions, tables: OptionTables) -> str:
     """The name of the architecture that the options are of; the model's own where they name none."""
-    return getattr(options, "_name", None) or getattr(options, "arch", None) or next(iter(tables.architectures))
+    given = Namespace(**options) if isinstance(options, dict) else options
+    return getattr(given, "_name", None) or getattr(given, "arch", None) or next(iter(tables.architectures))
 
 
 def gate_settings(options: Namespace) -> GateSettings:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,23 +70,37 @@ def observe_gates(model: nn.Module, observe: Observe) -> Iterator[None]:
     found = {name: module for name, module in model.named_modules() if hasattr(module, "gate_observer")}
     if not found:
         raise ValueError(f"the gates of {type(model).__name__} cannot be observed: it holds no G2LSTM")
-    before = {name: module.gate_observer for name, module in found.items()}
-    for name, module in found.items():
-        module.gate_observer = _named(name, observe, before[name])
+    ours = [(module, _Observer(name, observe, module.gate_observer)) for name, module in found.items()]
+    for module, observer in ours:
+        module.gate_observer = observer
     try:
         yield
     finally:
-        for name, module in found.items():
-            module.gate_observer = before[name]
+        for module, observer in ours:
+            observer.leave(module)
 
 
-def _named(
-    name: str, observe: Observe, outer: Callable[[int, bool, Tensor, Tensor | None], None] | None
-) -> Callable[[int, bool, Tensor, Tensor | None], None]:
-    def observer(layer: int, reverse: bool, z: Tensor, valid: Tensor | None) -> None:
+class _Observer:
+    """A module's observer, and the one that was there before it."""
+
+    def __init__(self, name: str, observe: Observe, outer: Callable[..., None] | None) -> None:
+        self.name, self.observe = name, observe
+        self.outer: Any = outer
+
+    def __call__(self, layer: int, reverse: bool, z: Tensor, valid: Tensor | None) -> None:
         with torch.no_grad():
-            observe(name, layer, reverse, z, valid)
-        if outer is not None:
-            outer(layer, reverse, z, valid)
+            self.observe(self.name, layer, reverse, z, valid)
+        if self.outer is not None:
+            self.outer(layer, reverse, z, valid)
 
-    return observer
+    def leave(self, module: Any) -> None:
+        """Takes this one away, whatever others came after it and stay."""
+        if module.gate_observer is self:
+            module.gate_observer = self.outer
+            return
+        later = module.gate_observer
+        while isinstance(later, _Observer):
+            if later.outer is self:
+                later.outer = self.outer
+                return
+            later = later.outer

@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq.data import FairseqDataset, data_utils, iterators
+from torch.nn import functional
 
 _SHORTEST_BLOCK = 5  # of blocks of drawn lengths
 _LENGTH_SPREAD = 5  # standard deviation of those, tokens
 _HALVED_SHARE = 0.05  # of them are half as long on average
+
+
+def lengths_of_rows(lengths: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """A batch's lengths (B',) with 0 for the rows beyond them, which --pad-to-fixed-bsz adds without any."""
+    return functional.pad(lengths, (0, n_rows - len(lengths)))
 
 
 class TokenStream(FairseqDataset):

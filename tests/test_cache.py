@@ -117,3 +117,10 @@ def test_its_options_without_its_size_are_refused_with_a_sentence(repetitive: tu
 def test_softmax_in_pieces_is_refused_with_a_sentence(repetitive: tuple[Path, Path]):
     with pytest.raises(ValueError, match="leave out --softmax-batch"):
         eval_lm(*repetitive, *CACHE, "--softmax-batch", 3)
+
+
+def test_the_mixture_with_half_precision_is_that_of_the_same_numbers():
+    outputs, tokens = torch.randn(2, 5, 3), torch.randint(N_WORDS, (2, 5))
+    attention = attend(outputs, tokens, None, None, CacheSettings(size=4))[0]
+    half = torch.randn(2, 5, N_WORDS).log_softmax(-1).half()
+    assert torch.equal(mix(half, attention, 0.4), mix(half.float(), attention, 0.4))

@@ -139,6 +139,12 @@ def test_a_mistake_ends_with_one_line(tiny_data, translation, tmp_path, capsys, 
     assert error.startswith("error: ") and message in error
 
 
+def test_a_study_of_nothing_but_the_model_itself_has_no_picture(tiny_data, translation, tmp_path):
+    given = [str(translation), "--data", str(tiny_data), "--out", str(tmp_path), "--compressions", "float32"]
+    assert main(["study", *given]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"cells", "study.md", "study.csv"}
+
+
 def test_a_model_given_twice_is_refused(tiny_data, translation, tmp_path, capsys):
     assert main(["study", str(translation), str(translation), "--data", str(tiny_data), "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err

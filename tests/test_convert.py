@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import run_module, train_in_process, train_options
+from fairseq import options as fairseq_options
 from omegaconf import OmegaConf
 from tiny_runs import assert_identical, load
 
 from fairseq_g2lstm.checkpoints import read_checkpoint, write_checkpoint
 from fairseq_g2lstm.convert import main, to_g2lstm, to_lstm
+from fairseq_g2lstm.loading import load_model
 
 SIZES = ["--encoder-bidirectional", "--encoder-layers", 2, "--decoder-layers", 2, "--dropout", 0]
 
@@ -41,6 +43,27 @@ def sharpened(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     options = [*SIZES, *schedule, "--gate-type", "sharpened", "--lr", 0.03, "--max-update", 30]
     train_in_process(train_options(tiny_data, folder, "g2lstm", *options))
     return folder / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="module")
+def older(stock: Path, tiny_data: Path) -> Path:
+    """The stock checkpoint as fairseq wrote it before Hydra, its options a Namespace of arguments."""
+    options = train_options(tiny_data, stock.parent, "lstm", *SIZES, "--max-update", 60)
+    arguments = fairseq_options.parse_args_and_arch(fairseq_options.get_training_parser(), input_args=options)
+    state = torch.load(stock, weights_only=False)
+    del state["cfg"]
+    path = stock.with_name("older.pt")
+    torch.save({**state, "args": arguments}, path)
+    return path
+
+
+def test_an_older_checkpoint_is_converted_too(stock, older, tiny_data):
+    for (found, valid), (expected, _) in zip(
+        map(logits, (converted(older, "g2lstm"), older)), map(logits, (stock, stock)), strict=True
+    ):
+        torch.testing.assert_close(found[valid], expected[valid], rtol=0, atol=1e-6)
+    model, _ = load_model(older, tiny_data)
+    assert type(model).__name__ == "G2LSTMModel"
 
 
 def converted(checkpoint: Path, to: str, *options: str) -> Path:

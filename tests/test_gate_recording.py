@@ -188,6 +188,20 @@ def test_an_exception_ends_the_recording_and_leaves_what_was_recorded():
     assert lstm.gate_observer is None and len(recording) == 1
 
 
+@pytest.mark.parametrize("first_left", [0, 1], ids=["first come, first left", "last come, first left"])
+def test_recordings_that_overlap_are_left_in_any_order(first_left):
+    lstm, x = build(num_layers=1, bidirectional=False), sequences()[0]
+    blocks = [record_gates(lstm), record_gates(lstm)]
+    recordings = [block.__enter__() for block in blocks]
+    lstm(x)
+    blocks[first_left].__exit__(None, None, None)
+    lstm(x)
+    blocks[1 - first_left].__exit__(None, None, None)
+    lstm(x)
+    assert lstm.gate_observer is None
+    assert [len(recordings[first_left]), len(recordings[1 - first_left])] == [1, 2]
+
+
 def test_a_module_without_gates_gets_a_sentence():
     with (
         pytest.raises(ValueError, match="the gates of LSTM cannot be observed: it holds no G2LSTM"),

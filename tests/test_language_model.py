@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq import models
-from fairseq.data import Dictionary
+from fairseq.data import Dictionary, TruncatedDictionary
 from fairseq.models.lstm_lm import LSTMLanguageModel
 from fairseq.models.lstm_lm import base_architecture as stock_architecture
 from omegaconf import OmegaConf
@@ -17,6 +17,7 @@ from torch import Tensor
 from fairseq_g2lstm import ops
 from fairseq_g2lstm.config_lm import G2LSTMLanguageModelConfig, apply_to_given, resolve
 from fairseq_g2lstm.gate_stats import observe_gates
+from fairseq_g2lstm.models.cache import CacheSettings
 from fairseq_g2lstm.models.language_model import G2LSTMLanguageModel
 
 N_WORDS = 23
@@ -105,6 +106,23 @@ def test_a_block_given_again_starts_where_it_started():
     model(tokens[:, :4], block=0)
     once = model(tokens[:, 4:], block=1)[0]
     assert torch.equal(model(tokens[:, 4:], block=1)[0], once)
+
+
+def test_no_history_of_the_caches_keys_is_kept():
+    model = build().eval()
+    model.decoder.cache = CacheSettings(size=5)
+    tokens = text(2, 8)
+    for block in range(2):
+        assert model(tokens[:, 4 * block : 4 * block + 4], block=block)[0].requires_grad
+    assert not model.decoder.carried(False).newest()[1].keys.requires_grad
+
+
+def test_a_dictionary_that_was_shortened_for_the_targets_cannot_be_tied():
+    task = make_task()
+    task.target_dictionary = TruncatedDictionary(task.dictionary, 10)
+    options = {"_name": "g2lstm_lm", **SMALL, "share_decoder_input_output_embed": True}
+    with pytest.raises(ValueError, match="for inputs and outputs: leave out --output-dictionary-size"):
+        G2LSTMLanguageModel.build_model(Namespace(**options), task)
 
 
 def test_no_gradient_flows_from_one_block_into_the_one_before():
@@ -298,6 +316,7 @@ def test_rows_beyond_the_lengths_are_padding():
 
 
 def test_the_base_architecture_has_the_stock_models_sizes():
+    assert resolve({"_name": "g2lstm_lm_zaremba"}) == resolve(Namespace(_name="g2lstm_lm_zaremba"))
     stock, ours = Namespace(), resolve(Namespace(_name="g2lstm_lm"))
     stock_architecture(stock)
     for name in (

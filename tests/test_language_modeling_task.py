@@ -302,8 +302,7 @@ def test_what_is_for_training_alone_changes_no_evaluation(tiny_text: Path, train
     assert eval_lm(tiny_text, trained, "--variable-tokens-per-sample") == eval_lm(tiny_text, trained)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_subwords_are_joined_in_whole_rows_alone(tmp_path: Path, rows: int):
+def test_subwords_are_joined_in_the_whole_text_alone(tmp_path: Path):
     write_text(tmp_path, {"train": 20, "valid": 20, "test": 20})
     for split in tmp_path.glob("*.txt"):
         split.write_text(split.read_text().replace("w1 ", "w1@@ ").replace("w14 ", "w14@@ "))
@@ -311,15 +310,14 @@ def test_subwords_are_joined_in_whole_rows_alone(tmp_path: Path, rows: int):
     checkpoint = train_lm(data, tmp_path / "model", "--max-update", 5) / "checkpoint_last.pt"
     tokens, dictionary = tokens_of(data / "test"), Dictionary.load(str(data / "dict.txt"))
     n_words = sum(not dictionary[token].endswith("@@") for token in tokens)
-    length = math.ceil(len(tokens) / rows)
-    options = ["--batch-size", rows, "--context-window", 2, "--tokens-per-sample"]
+    length = len(tokens)
+    options = ["--context-window", 2, "--tokens-per-sample"]
     apart = eval_lm(data, checkpoint, *options, length + 2)["loss"]
     joined = eval_lm(data, checkpoint, *options, length + 2, "--remove-bpe", "@@ ")["loss"]
-    # Of the last word of a row the rest may stand in the next one.
-    assert apart * len(tokens) / (n_words + rows - 1) <= joined * (1 + 1e-6)
-    assert joined <= apart * len(tokens) / n_words * (1 + 1e-6) and joined > 1.05 * apart
-    with pytest.raises(ValueError, match=f"give --tokens-per-sample {length + 2}, a whole row, or leave --remove-bpe"):
-        eval_lm(data, checkpoint, *options, length + 1, "--remove-bpe", "@@ ")
+    assert joined == pytest.approx(apart * length / n_words) and joined > 1.05 * apart
+    for given in ([length + 1], [length + 2, "--batch-size", 3], [length + 2, "--num-shards", 2]):
+        with pytest.raises(ValueError, match=f"give --tokens-per-sample {length + 2} and one row, the text as a whole"):
+            eval_lm(data, checkpoint, *options, *given, "--remove-bpe", "@@ ")
     with pytest.raises(ValueError, match="joins nothing by --remove-bpe alone: .* --remove-bpe '@@ '"):
         eval_lm(data, checkpoint, *options, length + 2, "--remove-bpe")
 

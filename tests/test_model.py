@@ -5,6 +5,7 @@ from argparse import Namespace
 import pytest
 import torch
 from fairseq import utils
+from fairseq.sequence_generator import SequenceGenerator
 from tiny_runs import SMALL, build, build_stock, training_config
 
 from fairseq_g2lstm import ops
@@ -309,6 +310,19 @@ def test_an_option_changed_after_training_overrules_the_saved_value(task):
     later = build(task, gate_temperature=0.3, gate_noise_prob=0.2)
     later.load_state_dict(trained.state_dict())
     assert (later.gate_settings.temperature, later.gate_settings.noise_prob) == (0.3, 0.05)
+
+
+def test_a_temperature_of_the_search_leaves_an_adaptive_softmaxs_states_alone(task, sample):
+    stock = build_stock(task, criterion="adaptive_loss", adaptive_softmax_cutoff="8,16").eval()
+    model = build(task, gate_type="sigmoid", adaptive_softmax_cutoff="8,16").eval()
+    model.load_state_dict(stock.state_dict())
+    found, expected = (
+        SequenceGenerator([m], task.target_dictionary, beam_size=3, temperature=0.5).generate([m], sample)
+        for m in (model, stock)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours[0]["tokens"].tolist() == theirs[0]["tokens"].tolist()
+        torch.testing.assert_close(ours[0]["score"], theirs[0]["score"], rtol=1e-5, atol=1e-5)
 
 
 def test_an_adaptive_softmax_gives_probabilities_and_in_training_no_gradients_of_them(task, sample):

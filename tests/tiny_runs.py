@@ -54,7 +54,7 @@ def build(task: Any, **options: Any) -> G2LSTMModel:
 
 def build_stock(task: Any, **options: Any) -> LSTMModel:
     """A stock `lstm` of nine units without dropout."""
-    arguments = Namespace(criterion="cross_entropy", **{**SMALL, **options})
+    arguments = Namespace(**{"criterion": "cross_entropy", **SMALL, **options})
     base_architecture(arguments)
     return LSTMModel.build_model(arguments, task)
 

@@ -51,7 +51,7 @@ _TITLES = {
 
 
 def plot(cells: Sequence[Cell], path: Path) -> None:
-    """BLEU or perplexity against the parts' bytes, a panel a kind of compression, a line a model.
+    """BLEU or perplexity against the parts' bytes, a panel a kind of compression, a line a model; none without a kind.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -60,6 +60,8 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
 
     models = list(dict.fromkeys(cell.model for cell in cells))
     kinds = list(dict.fromkeys(parse(c.compression).kind for c in cells if c.compression != "float32"))
+    if not kinds:
+        return
     figure = Figure(figsize=(3.4 * len(kinds), 3.4), layout="constrained")
     axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     colours = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")

@@ -10,6 +10,8 @@ from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
+from ..text_rows import lengths_of_rows
+
 
 @dataclass
 class ActivationConfig(FairseqDataclass):
@@ -73,7 +75,8 @@ class RegularisedCrossEntropyCriterion(CrossEntropyCriterion):
     def _penalty(self, outputs: Tensor, dropped: Tensor, lengths: Tensor | None) -> Tensor:
         valid = torch.ones(outputs.shape[:2], dtype=torch.bool, device=outputs.device)
         if lengths is not None:
-            valid = torch.arange(len(outputs), device=outputs.device)[:, None] < lengths.to(outputs.device)
+            lengths = lengths_of_rows(lengths, outputs.size(1)).to(outputs.device)
+            valid = torch.arange(len(outputs), device=outputs.device)[:, None] < lengths
         size = self.activation_reg * _mean_square(dropped, valid)
         return size + self.temporal_activation_reg * _mean_square(outputs[1:] - outputs[:-1], valid[1:])
 

@@ -71,7 +71,7 @@ def mix(log_probs: Tensor, attention: CacheAttention, weight: float) -> Tensor:
         weight: lambda.
 
     Returns:
-        (B, T, V) logarithms of the mixture, finite where log_probs is.
+        (B, T, V) float32 logarithms of the mixture, finite where log_probs is.
 
     Raises:
         ValueError: log_probs is not of the block that the attention is of.
@@ -82,6 +82,7 @@ def mix(log_probs: Tensor, attention: CacheAttention, weight: float) -> Tensor:
             f"the cache needs a block's probabilities whole, {tuple(weights.shape[:2])} steps, "
             f"got {tuple(log_probs.shape[:2])}: leave out --softmax-batch"
         )
+    log_probs = log_probs.float()  # as the weights are; an adaptive softmax has half precision under --fp16
     share = weight * weights.sum(-1, keepdim=True)
     words = words[:, None, :].expand(weights.shape)
     cached = torch.zeros_like(log_probs).scatter_add_(-1, words, weight * weights)

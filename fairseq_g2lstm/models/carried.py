@@ -20,7 +20,7 @@ class TextState(NamedTuple):
     def detach(self) -> "TextState":
         """The same values without their history."""
         h, c = ([state.detach() for state in states] for states in (self.h, self.c))
-        return self._replace(h=h, c=c)
+        return self._replace(h=h, c=c, keys=None if self.keys is None else self.keys.detach())
 
 
 class CarriedState:

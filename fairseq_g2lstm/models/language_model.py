@@ -41,7 +41,9 @@ class G2LSTMLanguageModel(GatedModel, FairseqLanguageModel):
         check_ranks_are_joined()
         options = resolve(cfg)
         source, target = task.source_dictionary, task.target_dictionary
-        if options.share_decoder_input_output_embed and source != target:
+        # fairseq's TruncatedDictionary equals the one that it shortens
+        differ = source != target or len(source) != len(target)
+        if options.share_decoder_input_output_embed and differ:
             raise ValueError(
                 "--share-decoder-input-output-embed needs one dictionary for inputs and outputs: "
                 "leave out --output-dictionary-size"

@@ -9,7 +9,6 @@ from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .. import ops
 from ..config import adaptive_softmax_cutoffs
@@ -18,6 +17,7 @@ from ..modules import G2LSTMCell, GateObserver
 from ..packed import Linear, weight_of
 from ..philox import draw_seed
 from ..settings import GateSettings
+from ..text_rows import lengths_of_rows
 from .cache import CacheSettings, attend, mix
 from .carried import CarriedState, TextState
 from .common import MAX_POSITIONS, Dropout, IncrementalState, embed, init_uniform
@@ -136,10 +136,10 @@ class LanguageModelDecoder(FairseqIncrementalDecoder):
                 )
         tokens = prev_output_tokens.t()
         lengths = None if src_lengths is None or incremental_state is not None else src_lengths.cpu()
-        if lengths is not None and len(lengths) < len(prev_output_tokens):  # --pad-to-fixed-bsz adds rows without
-            lengths = functional.pad(lengths, (0, len(prev_output_tokens) - len(lengths)))
-        if lengths is not None and int(lengths.min()) == len(tokens):
-            lengths = None
+        if lengths is not None:
+            lengths = lengths_of_rows(lengths, len(prev_output_tokens))
+            if int(lengths.min()) == len(tokens):
+                lengths = None
         outputs, h, c = self._run_layers(self._embed(tokens), state, lengths)
         state = TextState(h, c) if state is None else state._replace(h=h, c=c)
         dropped = self.dropout_out_module(outputs)

@@ -222,7 +222,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
 
         Raises:
             ValueError: options of the cache were given without its size, `max_tokens` that a block exceeds, or
-                --remove-bpe where blocks cut words apart.
+                --remove-bpe where blocks or rows may cut words apart.
         """
         if self.cache.size == 0 and self.cache != CacheSettings():
             raise ValueError(
@@ -230,7 +230,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
                 "the number of steps that it remembers"
             )
         rows, block_length = batch_size or 1, self.args.tokens_per_sample
-        self._check_words(-(-len(dataset) // (rows * num_shards)), context_window)
+        self._check_words(rows * num_shards, len(dataset), context_window)
         if max_tokens not in (None, EVAL_LM_MAX_TOKENS) and rows * block_length > max_tokens:
             raise ValueError(
                 f"--max-tokens {max_tokens} must be at least {rows * block_length}, a block of {block_length} tokens "
@@ -248,18 +248,18 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
             context_window=context_window,
         ).next_epoch_itr(shuffle=False)
 
-    def _check_words(self, row_length: int, context_window: int) -> None:
+    def _check_words(self, n_rows: int, n_tokens: int, context_window: int) -> None:
         if self.args.post_process is None:
             return
         if self.args.post_process == "subword_nmt":
             raise ValueError(
                 "fairseq-eval-lm joins nothing by --remove-bpe alone: give it what subwords end in, --remove-bpe '@@ '"
             )
-        if self.args.tokens_per_sample < row_length:
+        if n_rows > 1 or self.args.tokens_per_sample < n_tokens:
             raise ValueError(
                 "--remove-bpe joins subwords within a block, and the end of one may stand inside a word: give "
-                f"--tokens-per-sample {row_length + context_window}, a whole row, or leave --remove-bpe out and take "
-                "the perplexity a word from the bits a token: 2 ** (bits * tokens / words)"
+                f"--tokens-per-sample {n_tokens + context_window} and one row, the text as a whole, or leave "
+                "--remove-bpe out and take the perplexity a word from the bits a token: 2 ** (bits * tokens / words)"
             )
 
     def build_dataset_for_inference(
