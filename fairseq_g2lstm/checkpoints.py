@@ -102,6 +102,16 @@ def check_finite(checkpoint: str | Path, weights: Mapping[str, Tensor]) -> None:
             )
 
 
+def forget_embedding_files(options: dict[str, Any]) -> None:
+    """Takes the files of pre-trained embeddings out of a checkpoint's model options.
+
+    It holds what became of them, so that the files need not be where they were.
+    """
+    for name in ("encoder_embed_path", "decoder_embed_path"):
+        if name in options:
+            options[name] = None
+
+
 def updates_of(state: State) -> int | None:
     """How many updates a checkpoint was trained for; None where it does not say."""
     history = state.get("optimizer_history") or [{}]

@@ -10,7 +10,7 @@ from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from omegaconf import OmegaConf
 from torch import nn
 
-from .checkpoints import State, read_checkpoint
+from .checkpoints import State, forget_embedding_files, read_checkpoint
 from .config import flag
 from .convert import to_g2lstm
 
@@ -42,6 +42,7 @@ def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any
             "translation and the two tasks of language modelling are"
         )
     task_options["data"] = str(data)
+    forget_embedding_files(state["cfg"]["model"])
     if model_name(state) == "g2lstm_lm":
         _read_in_order(task_options, checkpoint)
     config = OmegaConf.create(state["cfg"], flags={"allow_objects": True})

@@ -13,6 +13,7 @@ from tiny_runs import load
 from fairseq_g2lstm.checkpoints import read_checkpoint, write_checkpoint
 from fairseq_g2lstm.compress import Evaluator, Selection, compressed, parse, uniform_plan
 from fairseq_g2lstm.compress.__main__ import main
+from fairseq_g2lstm.loading import load_model
 from fairseq_g2lstm.packed import META, Packing, pack_weights, unpack_weights
 
 NAME, BIAS = "decoder.layers.0.weight_ih", "decoder.layers.0.bias_ih"
@@ -192,6 +193,19 @@ def test_a_diverged_training_is_refused(tiny_data, translation, tmp_path, capsys
     said = capsys.readouterr().err
     assert "diverged.pt: decoder.layers.0.weight_hh holds infinite numbers or NaN: the training diverged" in said
     assert not (tmp_path / "p.pt").exists()
+
+
+def test_files_of_pretrained_embeddings_may_be_gone(tiny_data, train, tmp_path):
+    files = {option: tmp_path / option for option in ("encoder", "decoder")}
+    for path, word in zip(files.values(), "wx", strict=True):
+        path.write_text(f"1 16\n{word}3" + " 0.25" * 16 + "\n")
+    options = ["--encoder-embed-path", files["encoder"], "--decoder-embed-path", files["decoder"]]
+    checkpoint = train("run", *options, "--max-update", 2) / "checkpoint_last.pt"
+    for path in files.values():
+        path.unlink()
+    model, _ = load_model(checkpoint, tiny_data)
+    assert torch.equal(model.state_dict()[NAME], read_checkpoint(checkpoint)["model"][NAME])
+    assert load(packed_file(checkpoint, tmp_path))[0] is not None
 
 
 def test_a_packed_checkpoint_is_not_packed_again(translation, tmp_path, capsys):  # noqa: F811

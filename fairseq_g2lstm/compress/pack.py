@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..checkpoints import State, check_finite, read_checkpoint, whole_file, write_checkpoint
+from ..checkpoints import State, check_finite, forget_embedding_files, read_checkpoint, whole_file, write_checkpoint
 from ..loading import load_model, model_name
 from ..packed import META, Packing, pack_weights, unpack_weights
 from .parts import recurrent_bytes, tied_names
@@ -52,6 +52,7 @@ def pack(
     weights: dict[str, Tensor] = state["model"]
     packed = pack_weights(weights, _packings(plan(weights) if callable(plan) else plan, weights), settings)
     options = {**state["cfg"]["model"], "packed_weights": in_memory}
+    forget_embedding_files(options)
     if eval_mode is not None:
         options["gate_eval_mode"] = eval_mode
     write_checkpoint({**_for_evaluation(state), "cfg": {**state["cfg"], "model": options}, "model": packed}, target)
