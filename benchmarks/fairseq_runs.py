@@ -154,10 +154,9 @@ def train(
         device: "cpu" or "cuda".
         threads: of torch.
     """
-    # fairseq tries the folder of checkpoints out, where nothing is saved too
-    unused = ["--save-dir", str(log.parent / "unused"), "--no-save"]
-    arguments = [str(data), *options, *unused, "--max-update", str(updates)]
-    arguments += ["--log-format", "json", "--log-interval", str(interval)]
+    # fairseq writes a file to the folder of checkpoints, to try it, even with --no-save
+    arguments = [str(data), "--save-dir", str(log.parent / "unused"), *options, "--no-save"]
+    arguments += ["--max-update", str(updates), "--log-format", "json", "--log-interval", str(interval)]
     process = run_fairseq("train", arguments, log, device=device, threads=threads)
     return Training(tuple(read_intervals(log, interval, warmup)), process.peak_memory)
 

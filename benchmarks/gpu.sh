@@ -68,16 +68,6 @@ for folder in ${DATA:+"$DATA"} ${TEXT:+"$TEXT"}; do
         exit 1
     fi
 done
-made=()
-[ -n "${DATA:-}" ] || made+=(end-to-end)
-[ -n "${TEXT:-}" ] || made+=(language-model)
-for name in "${made[@]}"; do
-    if [[ " ${steps[*]} " == *" $name "* ]] && ! python3 -c "import babel, num2words" 2> /dev/null; then
-        echo "error: $name makes its text by babel and num2words, which are not installed; install them, or give" \
-            "DATA and TEXT" >&2
-        exit 1
-    fi
-done
 if [ -n "${CHECKPOINT:-}" ] && [ ! -f "$CHECKPOINT" ]; then
     echo "error: no checkpoint $CHECKPOINT" >&2
     exit 1
@@ -119,6 +109,13 @@ step() {
     return $status
 }
 
+# has_text VARIABLE: whether that one gives the text of a step, or it can be made
+has_text() {
+    [ -n "${!1:-}" ] || python3 -c "import babel, num2words" 2> /dev/null && return
+    note "$(printf '%-19s left out: it makes its text by babel and num2words, which are not there; give %s' "$name" "$1")"
+    return 1
+}
+
 # without the CUDA kernels tests would skip and benchmarks run the reference
 build() {
     FAIRSEQ_G2LSTM_REQUIRE_KERNELS=1 step build python3 setup.py build_ext --inplace
@@ -141,7 +138,8 @@ fi
 processes=$(python3 -c "import os, xdist; print(len(os.sched_getaffinity(0)))" 2>/dev/null)
 pytest=(python3 -m pytest -v --tb short)
 # where pytest-timeout is, a kernel that hangs ends its process and no more; a signal would wait for it
-python3 -c "import pytest_timeout" 2> /dev/null && pytest+=(--timeout 120 --timeout-method thread)
+may_hang=$(python3 -c "import pytest_timeout; print(1)" 2> /dev/null)
+pytest+=(${may_hang:+--timeout 120 --timeout-method thread})
 tests=("${pytest[@]}" ${processes:+--numprocesses "$processes"})
 for name in "${steps[@]}"; do
     case $name in
@@ -161,12 +159,13 @@ for name in "${steps[@]}"; do
                 note "sanitize            left out: it needs a GPU and compute-sanitizer"
                 continue
             fi
-            # The tools slow a kernel down many times: each sees a few cases of every operator. Within a segment of
+            # The tools slow a kernel down many times: each sees a few cases of every operator, for which it may take longer.
+            # Within a segment of
             # torch's allocator memcheck would find nothing out of bounds.
             for tool in memcheck racecheck; do
                 PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" \
                     compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 3 --target-processes all \
-                    "${pytest[@]}" --maxfail 5 tests/test_cuda.py -k "float32 and (ragged or step) or \
+                    "${pytest[@]}" ${may_hang:+--timeout 600} --maxfail 5 tests/test_cuda.py -k "float32 and (ragged or step) or \
                     random_words or persistent and every_mode or persistent and more_pieces and float32 or \
                     decoder and every_size and float32"
             done
@@ -184,11 +183,13 @@ for name in "${steps[@]}"; do
             ;;
         layer) step layer python3 -m benchmarks.run layer $smoke --out "$OUT/layer" ${LAYER_OPTIONS:-} ;;
         end-to-end)
+            has_text DATA || continue
             step end-to-end python3 -m benchmarks.run end-to-end $smoke --out "$OUT/end-to-end" \
                 ${DATA:+--data "$DATA"} ${CHECKPOINT:+--checkpoint "$CHECKPOINT"} \
                 ${END_TO_END_OPTIONS:-}
             ;;
         language-model)
+            has_text TEXT || continue
             step language-model python3 -m benchmarks.run language-model $smoke --out "$OUT/language-model" \
                 ${TEXT:+--data "$TEXT"} ${LANGUAGE_MODEL_OPTIONS:-}
             ;;

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from examples.common.machine import processor
 from fairseq_g2lstm import ops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,14 +55,6 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         compiled += f" ({torch.ops.g2lstm.cpu_capability()}, large products {torch.ops.g2lstm.cpu_products()})"
     versions = {**_versions(), "kernels": missing or compiled}
     return {"machine": machine, "versions": versions, "command": command()}
-
-
-def processor() -> str:
-    """The processor's name, with its family and model, since virtual machines often tell no more of the name."""
-    name, family, model = (_line("/proc/cpuinfo", line) for line in ("model name", "cpu family", "model\t"))
-    if name is None:
-        return platform.processor() or platform.machine()
-    return f"{name}, family {family}, model {model}" if family and model else name
 
 
 def kernels_missing(device: str) -> str | None:

@@ -35,7 +35,7 @@ class GateCounts:
 
         Args:
             z: (T, B, 2H) noise-free arguments of the sigmoids, input gates first.
-            valid: (T, B), false in the padding, or None of a plain input without lengths.
+            valid: (T, B), false in the padding, or None for a plain input without lengths.
         """
         by_kind = z.unflatten(-1, (2, -1))
         low, high = by_kind < -_HIGH_ARGUMENT, by_kind > _HIGH_ARGUMENT
@@ -62,7 +62,7 @@ def observe_gates(model: nn.Module, observe: Observe) -> Iterator[None]:
         observe: called once for each layer and direction of each forward with the name of the module inside the
             model ("" for the model itself), the layer's number, whether it runs backward, the noise-free
             arguments z (T, B, 2H) of the input and forget gates' sigmoids, input gates first, and valid (T, B),
-            false in the padding, or None of a plain input without lengths.
+            false in the padding, or None for a plain input without lengths.
 
     Raises:
         ValueError: the model holds no module whose gates can be observed.
@@ -94,7 +94,7 @@ class _Observer:
             self.outer(layer, reverse, z, valid)
 
     def leave(self, module: Any) -> None:
-        """Takes this one away, whatever others came after it and stay."""
+        """Removes this one; those that came after it stay."""
         if module.gate_observer is self:
             module.gate_observer = self.outer
             return

@@ -1,7 +1,6 @@
 """Checkpoints as models ready for evaluation, the stock ones as the plugin's that compute the same."""
 
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,25 +70,3 @@ def model_name(state: State) -> str | None:
     options = state["cfg"]["model"]
     name = options.get("_name") if isinstance(options, dict) else getattr(options, "_name", None)
     return ARCH_MODEL_NAME_REGISTRY.get(str(name))
-
-
-def names(checkpoints: Iterable[Path], chosen: Sequence[str] | None = None) -> dict[str, Path]:
-    """Checkpoints by short names.
-
-    Args:
-        checkpoints: their paths.
-        chosen: a name for each; None for those of their folders, or the whole path where two share it.
-
-    Raises:
-        ValueError: the names are not as many as the checkpoints, or two are the same; a checkpoint is given twice.
-    """
-    paths = list(checkpoints)
-    if chosen is not None:
-        if not len(set(chosen)) == len(chosen) == len(paths):
-            raise ValueError(f"--names must be {len(paths)} different names, one a checkpoint, got {' '.join(chosen)}")
-        return dict(zip(chosen, paths, strict=True))
-    short = [path.parent.name or path.stem for path in paths]
-    found = {name if short.count(name) == 1 else str(path): path for name, path in zip(short, paths, strict=True)}
-    if len(found) < len(paths):
-        raise ValueError("a checkpoint is named twice: give each once, or tell them apart by --names")
-    return found

@@ -115,7 +115,7 @@ class G2LSTM(_Gated):
     Attributes:
         gate_observer: None, or a function that each forward calls once for each layer and direction with the layer's
             number, whether it runs backward, the noise-free arguments z (T, B, 2H) of the input and forget gates'
-            sigmoids (input gates first, time-major), and valid (T, B), false in the padding, or None of a plain input
+            sigmoids (input gates first, time-major), and valid (T, B), false in the padding, or None for a plain input
             without lengths.
             Rows are in the user's order, also under PackedSequence's sorting.
     """

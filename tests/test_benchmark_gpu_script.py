@@ -95,6 +95,14 @@ def test_the_layers_kernels_are_profiled_where_there_is_a_gpu(tmp_path, gpu):
         assert "--clock-control none" in log  # or ncu would set those of a GPU that is lent
 
 
+def test_a_text_that_cannot_be_made_leaves_out_what_needs_it(tmp_path):
+    write(tmp_path / "text" / "dict.txt", "")
+    done = gpu_script(tmp_path, "end-to-end", "language-model", LACKS_TEXT="1", TEXT=str(tmp_path / "text"))
+    assert done.returncode == 0, done.stderr
+    assert table(tmp_path) == ["end-to-end left", "language-model passed"]
+    assert "by babel and num2words, which are not there; give DATA\n" in done.stdout
+
+
 @pytest.mark.parametrize("kernels", ["", "built"])
 def test_a_gpu_without_kernels_gets_a_build_first_and_without_them_no_step(tmp_path, kernels):
     done = gpu_script(tmp_path, "layer", GPU="H100", KERNELS=kernels)
@@ -109,11 +117,6 @@ def test_a_gpu_without_kernels_gets_a_build_first_and_without_them_no_step(tmp_p
     ("environment", "message"),
     [
         ({"NEED_GPU": "1"}, "error: torch sees no GPU"),
-        (
-            {"LACKS_TEXT": "1"},
-            "error: end-to-end makes its text by babel and num2words, which are not installed; install them, or give "
-            "DATA and TEXT",
-        ),
         ({"DATA": "nowhere/data-bin"}, "error: no folder nowhere/data-bin"),
         ({"TEXT": "nowhere/text"}, "error: no folder nowhere/text"),
         ({"ARCHIVE": "{out}/a.tgz"}, "error: ARCHIVE={out}/a.tgz lies in OUT, all of which it would hold"),
@@ -123,7 +126,7 @@ def test_what_is_missing_or_wrong_is_said_before_any_step(tmp_path, environment,
     out = tmp_path / "out"
     message = message.format(out=out)
     given = {name: value.format(out=out) for name, value in environment.items()}
-    done = gpu_script(tmp_path, "layer", "end-to-end", **given)
+    done = gpu_script(tmp_path, "layer", **given)
     assert done.returncode == 1 and done.stderr.strip() == message
     assert table(tmp_path) == []
 

@@ -87,7 +87,7 @@ class Translations:
 
 
 def generate_options(data: Path, checkpoint: Path, *more: object) -> list[str]:
-    # fairseq leaves out the last sentences of a split that are no multiple of eight, unless told otherwise.
+    # fairseq leaves out a split's last batch where its size is no multiple of eight, unless told otherwise.
     options = [data, "--user-dir", "fairseq_g2lstm", "--cpu", "--path", checkpoint, "--beam", 5]
     return [str(option) for option in [*options, "--required-batch-size-multiple", 1, *more]]
 

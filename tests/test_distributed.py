@@ -209,8 +209,8 @@ def test_joined_processes_go_on(torchrun):
 
 def run_torchrun(*command: object) -> tuple[int, str]:
     """Exit status and output of two processes under torchrun, which ends them when it is told to end."""
-    options = ["--nproc-per-node", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--max-restarts", 0]
-    options += command
+    options = ["--nproc-per-node", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    options += ["--local-addr", "127.0.0.1", "--max-restarts", 0, *command]
     process = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *map(str, options)],
         cwd=ROOT,

@@ -84,6 +84,13 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of the tests is this machine."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "*")
+
+
 @pytest.fixture
 def site():
     site = Site()
@@ -135,13 +142,6 @@ def test_a_download_that_broke_off_is_resumed(site, tmp_path):
     assert fetch(remote(site), tmp_path).read_bytes() == ARCHIVE
     assert site.requests == [None, "bytes=20000-"]
     assert names(tmp_path) == {"data.tgz", "checksums.json"}
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server of the tests is this machine."""
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "*")
 
 
 @pytest.mark.parametrize("change", ["no ranges", "other file", "no validator", "weak validator"])

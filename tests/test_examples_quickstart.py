@@ -400,11 +400,12 @@ def test_progress_reads_fairseqs_log():
 def test_the_table_tells_what_each_arm_was_trained_on():
     ours = machine(threads=2)
     other = {**ours, "processor": "Another", "threads": 4}
-    unsaid = "an earlier version, which did not say on what."
+    unsaid = "Finished by an earlier version, which did not say on what."
+    gumbel, lstm = arms.ARMS["gumbel"], arms.ARMS["lstm"]
     for trained_on, told in (
         ([ours, ours], f"seed 7. {sentence(ours)}"),
-        ([ours, other], f"seed 7. gumbel: {sentence(ours)} lstm: {sentence(other)}"),
-        ([None, ours], f"seed 7. gumbel: {unsaid} lstm: {sentence(ours)}"),
+        ([ours, other], f"seed 7. {gumbel}: {sentence(ours)} {lstm}: {sentence(other)}"),
+        ([None, ours], f"seed 7. {gumbel}: {unsaid} {lstm}: {sentence(ours)}"),
     ):
         rows = [
             report.Row(arm, 1, 1, {"input": 1, "forget": 1}, {}, 1, 1, where)

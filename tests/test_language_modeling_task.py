@@ -316,7 +316,7 @@ def test_subwords_are_joined_in_the_whole_text_alone(tmp_path: Path):
     joined = eval_lm(data, checkpoint, *options, length + 2, "--remove-bpe", "@@ ")["loss"]
     assert joined == pytest.approx(apart * length / n_words) and joined > 1.05 * apart
     for given in ([length + 1], [length + 2, "--batch-size", 3], [length + 2, "--num-shards", 2]):
-        with pytest.raises(ValueError, match=f"give --tokens-per-sample {length + 2} and one row, the text as a whole"):
+        with pytest.raises(ValueError, match=f"give --tokens-per-sample {length + 2}, one row and one shard"):
             eval_lm(data, checkpoint, *options, *given, "--remove-bpe", "@@ ")
     with pytest.raises(ValueError, match="joins nothing by --remove-bpe alone: .* --remove-bpe '@@ '"):
         eval_lm(data, checkpoint, *options, length + 2, "--remove-bpe")

@@ -32,7 +32,7 @@ for ((i = 0; i < $#; i++)); do
     esac
 done
 
-# By default fairseq leaves out the last sentences of a set whose size is no multiple of eight.
+# By default fairseq leaves out a set's last batch where its size is no multiple of eight.
 mkdir -p "$result_dir"
 log=$result_dir/generate-$subset.txt
 messages=$result_dir/generate-$subset.log

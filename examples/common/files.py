@@ -137,8 +137,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def held_folder(folder: Path, what: str) -> Iterator[None]:
-    """Keeps others that ask for it out of a folder, by a lock that ends with the process. File systems without locks do
-    without.
+    """Holds a folder's lock, so that a second holder is refused. The lock ends with the process; file systems without
+    locks do without.
 
     Args:
         folder: created.

@@ -7,8 +7,11 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The processor's name."""
+    """The processor's name, with its family and model, since virtual machines often tell no more of the name."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    told = dict(line.split("\t", 1) for line in reversed(lines) if "\t" in line)
+    name, family, model = (told.get(key, "").strip("\t: ") for key in ("model name", "cpu family", "model"))
+    if not name:
+        return platform.processor() or platform.machine()
+    return f"{name}, family {family}, model {model}" if family and model else name

@@ -67,7 +67,7 @@ class Settings:
         command += [f"--gen-subset={self.split}", f"--batch-size={self.batch_size}", "--num-workers=0"]
         if self.is_language_model:
             return [*command, "--task=g2lstm_language_modeling", f"--tokens-per-sample={BLOCK_LENGTH}", *more]
-        # by default fairseq leaves out the last sentences of a set that is no multiple of eight
+        # by default fairseq leaves out a set's last batch where its size is no multiple of eight
         return [*command, f"--beam={self.beam}", "--remove-bpe", "--required-batch-size-multiple=1", *more]
 
 

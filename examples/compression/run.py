@@ -26,10 +26,10 @@ from examples.compression.evaluation import Result, Settings, evaluate
 from examples.compression.packings import FLOAT32, LAYERS, Model, Packing, pack_model, read_model, to_pack
 from examples.compression.progress import Progress
 from examples.quickstart.arms import ARMS
+from fairseq_g2lstm.command_line import names
 from fairseq_g2lstm.compress.report import markdown, plot, write_csv
 from fairseq_g2lstm.compress.search import CANDIDATES, Found, search
 from fairseq_g2lstm.compress.study import DEFAULTS, study
-from fairseq_g2lstm.loading import names
 
 QUICK_COMPRESSIONS = ("round:0.2", "rank:16", "int:4")
 QUICK_CANDIDATES = ("int:8", "int:4")

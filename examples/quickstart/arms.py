@@ -104,7 +104,7 @@ def generate_command(data: Path, folder: Path) -> list[str]:
         *("python", "-m", "fairseq_cli.generate", str(data), f"--user-dir={PLUGIN}"),
         *device_options(),
         *(f"--path={folder / 'checkpoint_best.pt'}", "--gen-subset=test"),
-        # by default fairseq leaves out the last sentences of a set that is no multiple of eight
+        # by default fairseq leaves out a set's last batch where its size is no multiple of eight
         *("--beam=5", "--remove-bpe", "--batch-size=128", "--required-batch-size-multiple=1"),
     ]
 

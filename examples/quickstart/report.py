@@ -142,11 +142,11 @@ def _machines(rows: list[Row]) -> str:
     """One machine, or each with the arms that were trained there."""
     arms: dict[str, list[str]] = {}
     for row in rows:
-        name = sentence(row.machine) if row.machine else "an earlier version, which did not say on what."
-        arms.setdefault(name, []).append(row.arm)
+        name = sentence(row.machine) if row.machine else "Finished by an earlier version, which did not say on what."
+        arms.setdefault(name, []).append(ARMS[row.arm])
     if len(arms) == 1:
         return next(iter(arms))
-    return " ".join(f"{', '.join(names)}: {name}" for name, names in arms.items())
+    return " ".join(f"{'; '.join(names)}: {name}" for name, names in arms.items())
 
 
 def draw_gates(rows: list[Row], path: Path) -> None:

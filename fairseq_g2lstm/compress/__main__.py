@@ -11,9 +11,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ..command_line import positive_integer
+from ..command_line import names, positive_integer
 from ..config import PACKED_WEIGHTS
-from ..loading import names
 from ..settings import EVAL_MODES
 from .evaluate import Evaluator
 from .pack import Sizes, check_is_another, export_safetensors, pack

@@ -61,6 +61,7 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
     models = list(dict.fromkeys(cell.model for cell in cells))
     kinds = list(dict.fromkeys(parse(c.compression).kind for c in cells if c.compression != "float32"))
     if not kinds:
+        path.unlink(missing_ok=True)  # of an earlier study
         return
     figure = Figure(figsize=(3.4 * len(kinds), 3.4), layout="constrained")
     axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]

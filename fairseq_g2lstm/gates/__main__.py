@@ -14,8 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..command_line import positive_integer
-from ..loading import names
+from ..command_line import names, positive_integer
 from . import moves
 from .page import render
 from .report import DataSet, ModelGates, as_json

@@ -16,7 +16,7 @@ class Record(NamedTuple):
     module: the name inside the model of the module that the layer is of, "" for the model itself.
     layer: its number, from 0. reverse: whether it runs backward.
     input, forget: (T, B, H) float32 or float64, the noise-free gates; NaN in the padding.
-    valid: (T, B) bool, false in the padding; None of a plain input without lengths.
+    valid: (T, B) bool, false in the padding; None for a plain input without lengths.
     """
 
     module: str

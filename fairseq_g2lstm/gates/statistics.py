@@ -60,7 +60,7 @@ class GateStatistics:
 
         Args:
             z: (T, B, 2H) noise-free arguments of the sigmoids, input gates first.
-            valid: (T, B), false in the padding, or None without any.
+            valid: (T, B), false in the padding, or None for a plain input without lengths.
         """
         kept = z.flatten(0, 1) if valid is None else z[valid.to(z.device)]
         gates = torch.sigmoid(kept.detach()).unflatten(1, (2, -1))

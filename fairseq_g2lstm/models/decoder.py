@@ -136,7 +136,7 @@ class G2LSTMDecoder(FairseqIncrementalDecoder):
             attention = None if out.attention is None else out.attention.transpose(0, 1)
         if incremental_state is not None:
             if self.adaptive_softmax is not None:
-                features = features.clone()  # which fairseq divides by --temperature in place; feed is their memory
+                features = features.clone()  # which fairseq divides by --temperature in place; feed shares their memory
             cached = {"prev_hiddens": h, "prev_cells": c, "input_feed": feed}
             self.set_incremental_state(incremental_state, "cached_state", cached)
         if self.additional_fc is not None and self.adaptive_softmax is None:

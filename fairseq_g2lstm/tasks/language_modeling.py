@@ -258,8 +258,8 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         if n_rows > 1 or self.args.tokens_per_sample < n_tokens:
             raise ValueError(
                 "--remove-bpe joins subwords within a block, and the end of one may stand inside a word: give "
-                f"--tokens-per-sample {n_tokens + context_window} and one row, the text as a whole, or leave "
-                "--remove-bpe out and take the perplexity a word from the bits a token: 2 ** (bits * tokens / words)"
+                f"--tokens-per-sample {n_tokens + context_window}, one row and one shard, the text as a whole, or "
+                "leave it out and take the perplexity a word from the bits a token: 2 ** (bits * tokens / words)"
             )
 
     def build_dataset_for_inference(

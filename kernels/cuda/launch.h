@@ -77,7 +77,7 @@ struct Sequence {
   const T* w_hh = nullptr;  // (4H, H)
   std::int64_t n_steps = 0;
   bool reverse = false;
-  unsigned* arrived = nullptr;  // zeros, of which each group of rows that shares blocks uses one (sequence_plan.h)
+  unsigned* arrived = nullptr;  // (counter_numbers(B),) zeros, a counter for each group of rows (sequence_plan.h)
   std::int64_t first_row = 0;   // of those that a launch computes
 };
 

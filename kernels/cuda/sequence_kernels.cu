@@ -232,7 +232,7 @@ bool launch_sequence(const Direction& sequence, StreamHandle stream, std::int64_
         cudaGetLastError();
         device_limits(/*refused=*/true);  // the process may use less of it than there is
         std::fprintf(
-            stderr, "fairseq-g2lstm: the device refuses a layer's whole sequence in one launch; from now on its steps "
+            stderr, "g2lstm: the device refuses a layer's whole sequence in one launch; from now on its steps "
             "are launched one by one\n");
         fits = false;
         return;

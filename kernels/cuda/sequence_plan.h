@@ -53,10 +53,10 @@ constexpr std::int64_t shared_bytes(std::int64_t n_columns, std::int64_t depth, 
   return weight_bytes<T>(n_columns, depth) + kSlots * piece_bytes<T>(n_rows);
 }
 
-// Counters of arrivals of blocks of the same rows stand as far apart, in lines of the cache of their own.
+// From one counter of arrivals to the next, so that each has a line of the cache to itself.
 constexpr std::int64_t kCounterStride = 128 / sizeof(unsigned);
 
-// Numbers of a counter for each group of rows, however they are cut.
+// Length of an array of such counters, one for each group of rows, whatever the rows of a block.
 inline std::int64_t counter_numbers(std::int64_t n_rows) {
   return (n_rows + kFewestRows - 1) / kFewestRows * kCounterStride;
 }
