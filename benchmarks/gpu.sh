@@ -138,8 +138,8 @@ fi
 processes=$(python3 -c "import os, xdist; print(len(os.sched_getaffinity(0)))" 2>/dev/null)
 pytest=(python3 -m pytest -v --tb short)
 # where pytest-timeout is, a kernel that hangs ends its process and no more; a signal would wait for it
-may_hang=$(python3 -c "import pytest_timeout; print(1)" 2> /dev/null)
-pytest+=(${may_hang:+--timeout 120 --timeout-method thread})
+has_limits=$(python3 -c "import pytest_timeout; print(1)" 2> /dev/null)
+pytest+=(${has_limits:+--timeout 120 --timeout-method thread})
 tests=("${pytest[@]}" ${processes:+--numprocesses "$processes"})
 for name in "${steps[@]}"; do
     case $name in
@@ -159,13 +159,12 @@ for name in "${steps[@]}"; do
                 note "sanitize            left out: it needs a GPU and compute-sanitizer"
                 continue
             fi
-            # The tools slow a kernel down many times: each sees a few cases of every operator, for which it may take longer.
-            # Within a segment of
-            # torch's allocator memcheck would find nothing out of bounds.
+            # The tools slow a kernel down many times: each sees a few cases of every operator, and has longer for them.
+            # Within a segment of torch's allocator memcheck would find nothing out of bounds.
             for tool in memcheck racecheck; do
                 PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" \
                     compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 3 --target-processes all \
-                    "${pytest[@]}" ${may_hang:+--timeout 600} --maxfail 5 tests/test_cuda.py -k "float32 and (ragged or step) or \
+                    "${pytest[@]}" ${has_limits:+--timeout 600} --maxfail 5 tests/test_cuda.py -k "float32 and (ragged or step) or \
                     random_words or persistent and every_mode or persistent and more_pieces and float32 or \
                     decoder and every_size and float32"
             done

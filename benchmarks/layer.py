@@ -195,7 +195,7 @@ def _prepare(peer: str, lstm: G2LSTM, x: torch.Tensor, backward: bool) -> Worklo
     """A peer's workload, run once."""
     prepared = workload(PEERS[peer](lstm).train(), x, backward)
     if peer == "g2lstm-persistent":
-        prepared = persistent_workload(prepared, x, lstm.hidden_size)
+        return persistent_workload(prepared, x, lstm.hidden_size)
     prepared()
     return prepared
 

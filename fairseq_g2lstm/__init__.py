@@ -5,7 +5,7 @@ and lets fairseq's checkpoints load under torch's weights-only unpickler.
 """
 
 from . import fairseq_import  # isort: skip  # before all that imports fairseq
-from . import criterions, models, optim, tasks
+from . import criterions, models, optim, readers, tasks
 from .checkpoints import allow_fairseq_checkpoints
 from .gate_stats import observe_gates
 from .gates.recording import record_gates
@@ -24,5 +24,5 @@ __all__ = [
     "tasks",
 ]
 
-del fairseq_import
+del fairseq_import, readers
 allow_fairseq_checkpoints()

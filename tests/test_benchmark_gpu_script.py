@@ -92,7 +92,7 @@ def test_the_layers_kernels_are_profiled_where_there_is_a_gpu(tmp_path, gpu):
     if gpu:
         log = (tmp_path / "out" / "profile.log").read_text()
         assert log.strip().endswith("profile.csv python3 -m benchmarks.profiled")
-        assert "--clock-control none" in log  # or ncu would set those of a GPU that is lent
+        assert "--clock-control none" in log  # or ncu would set those of a GPU that others use
 
 
 def test_a_text_that_cannot_be_made_leaves_out_what_needs_it(tmp_path):

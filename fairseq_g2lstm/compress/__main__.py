@@ -57,7 +57,7 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
         default=list(DEFAULTS),
         metavar="C",
         help="round:STEP, clip:STEP:LIMIT, rank:K, int:BITS, rank:K+int:BITS (default: %(default)s)",
-    )  # fmt: skip
+    )
     _add_selection(command)
     _add_evaluation(command, split="test")
     command.set_defaults(run=_study)

@@ -17,9 +17,9 @@ template <class T>
 constexpr int kUnits = sizeof(T) == 2 ? 16 : 8;
 
 // Rows of a block, in powers of two. Tensor cores take 16 at a time; plain float32 is slower with as few.
-constexpr int kFewestRows = 16;
+constexpr int kTensorCoreRows = 16;
 template <class T>
-constexpr int kLeastRows = sizeof(T) == 2 ? kFewestRows : 32;
+constexpr int kLeastRows = sizeof(T) == 2 ? kTensorCoreRows : 32;
 constexpr int kMostRows = 64;
 
 constexpr int kSlots = 4;                    // for pieces of the left side on their way, or in use
@@ -58,7 +58,7 @@ constexpr std::int64_t kCounterStride = 128 / sizeof(unsigned);
 
 // Length of an array of such counters, one for each group of rows, whatever the rows of a block.
 inline std::int64_t counter_numbers(std::int64_t n_rows) {
-  return (n_rows + kFewestRows - 1) / kFewestRows * kCounterStride;
+  return (n_rows + kTensorCoreRows - 1) / kTensorCoreRows * kCounterStride;
 }
 
 // How a sequence is cut into blocks of n_rows rows, and into launches of at most blocks_x x blocks_y of them, which all
