@@ -126,7 +126,7 @@ def run_fairseq(name: str, arguments: Sequence[str], log: Path, *, device: str, 
         )
     seconds = time.perf_counter() - start
     if done.returncode or not peak.exists():
-        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise UserError(f"{command} failed with {done.returncode}; {log} ends with:\n{tail}")
     return Process(seconds, json.loads(peak.read_text())["resident" if device == "cpu" else "cuda"])
 

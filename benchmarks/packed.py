@@ -13,9 +13,9 @@ from benchmarks.tables import packed_markdown
 from benchmarks.timing import Spread, in_turns
 from examples.common.errors import UserError
 from examples.common.files import write_text
+from fairseq_g2lstm.checkpoints import model_name
 from fairseq_g2lstm.compress.__main__ import main as compress
 from fairseq_g2lstm.compress.pack import memory_bytes
-from fairseq_g2lstm.loading import model_name
 
 FLOAT = "float32"
 LAYERS = ("--gates", "all")

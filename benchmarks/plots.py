@@ -1,20 +1,13 @@
 """The picture of the layer's time against T, B and H."""
 
-import logging
-import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from benchmarks.peers import TITLES
 from benchmarks.timing import Spread
-from examples.common.files import part_path
-
-# fairseq lets everyone log in detail
-logging.getLogger("matplotlib").setLevel(logging.WARNING)
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+from examples.common.files import save_picture
 
 _AXES = {
     "T": ("n_steps", "T, time steps"),
@@ -39,7 +32,8 @@ def draw_sweeps(rows: list[dict[str, Any]], path: Path, result: dict[str, Any]) 
         path: of the file.
         result: the whole of results.json, for the machine's name.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.4), sharey=True, layout="constrained")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
     for axis, (name, (size, title)) in zip(axes, _AXES.items(), strict=True):
         own = [row for row in rows if row["axis"] == name]
         for peer, (colour, marker) in _STYLES.items():
@@ -67,6 +61,4 @@ def draw_sweeps(rows: list[dict[str, Any]], path: Path, result: dict[str, Any]) 
     machine = result["machine"]
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
     figure.suptitle(f"Forward and backward of one layer, {rows[0]['dtype']}, {where}", fontsize=11)
-    figure.savefig(part_path(path), dpi=150, format="png")
-    plt.close(figure)
-    os.replace(part_path(path), path)
+    save_picture(figure, path)

@@ -19,6 +19,7 @@ import fairseq.distributed.utils
 import numpy as np
 import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from omegaconf.base import ContainerMetadata, Metadata
 from torch import Tensor
@@ -110,6 +111,23 @@ def forget_embedding_files(options: dict[str, Any]) -> None:
     for name in ("encoder_embed_path", "decoder_embed_path"):
         if name in options:
             options[name] = None
+
+
+def model_options(state: State) -> dict[str, Any]:
+    """A checkpoint's options of the model, a copy."""
+    options = state["cfg"]["model"]
+    return dict(vars(options) if isinstance(options, argparse.Namespace) else options or {})
+
+
+def model_name(state: State) -> str | None:
+    """The registered name of a checkpoint's model, whatever its architecture; None where fairseq knows none such."""
+    return ARCH_MODEL_NAME_REGISTRY.get(architecture(state))
+
+
+def architecture(state: State) -> str:
+    """The name of the architecture that a checkpoint's model was built by."""
+    options = model_options(state)
+    return str(options.get("_name") or options.get("arch"))
 
 
 def updates_of(state: State) -> int | None:

@@ -1,7 +1,6 @@
 """Options of the gates and of the `g2lstm` model, and the sizes of its architectures."""
 
 from argparse import Namespace
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, Optional, TypeAlias
@@ -167,7 +166,7 @@ FALLBACKS: dict[str, Any] = {
     "decoder_dropout_out": "dropout",
 }
 
-ModelOptions: TypeAlias = Namespace | DictConfig | FairseqDataclass | Mapping
+ModelOptions: TypeAlias = Namespace | DictConfig | FairseqDataclass
 
 
 class OptionTables(NamedTuple):
@@ -242,8 +241,7 @@ def complete(options: ModelOptions, tables: OptionTables) -> Namespace:
 
 def architecture_of(options: ModelOptions, tables: OptionTables) -> str:
     """The name of the architecture that the options are of; the model's own where they name none."""
-    given = Namespace(**options) if isinstance(options, dict) else options
-    return getattr(given, "_name", None) or getattr(given, "arch", None) or next(iter(tables.architectures))
+    return getattr(options, "_name", None) or getattr(options, "arch", None) or next(iter(tables.architectures))
 
 
 def gate_settings(options: Namespace) -> GateSettings:

@@ -18,13 +18,11 @@ import torch
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 
 from . import config_lm
-from .checkpoints import State, read_checkpoint, write_checkpoint
+from .checkpoints import State, architecture, model_name, model_options, read_checkpoint, write_checkpoint
 from .config import TRANSLATION, GateConfig, OptionTables, gate_settings, resolve
 from .models.common import MAX_POSITIONS
-from .models.gated import GateValues
+from .models.gated import GATE_VALUES, GateValues
 from .packed import unpack_weights
-
-GATE_VALUES = "gates.values"
 
 _STOCK_CRITERIONS = {
     "g2lstm_cross_entropy": ("cross_entropy", "CrossEntropyCriterion"),
@@ -49,12 +47,9 @@ def to_g2lstm(state: State, gate_type: str = "sigmoid") -> State:
     Raises:
         ValueError: the checkpoint is not of a stock `lstm` or `lstm_lm`, or that has residual connections.
     """
-    from fairseq.models import ARCH_MODEL_NAME_REGISTRY
-
-    options = _model_options(state)
-    name = str(options.get("_name") or options.get("arch"))
-    stock = ARCH_MODEL_NAME_REGISTRY.get(name)
+    options, stock = model_options(state), model_name(state)
     if stock not in ("lstm", "lstm_lm"):
+        name = architecture(state)
         raise ValueError(f"--to g2lstm takes a checkpoint of the stock lstm or lstm_lm, got one of {name}")
     if options.get("residuals"):
         raise ValueError("this lstm_lm has --residuals, which g2lstm_lm does not")
@@ -63,13 +58,11 @@ def to_g2lstm(state: State, gate_type: str = "sigmoid") -> State:
         options["adaptive_softmax_cutoff"] = None
     options["gate_type"] = gate_type
     resolved, tables = _resolved(options)
-    model_options: dict[str, Any] = {
-        f.name: getattr(resolved, f.name) for f in fields(tables.config)
-    }
-    model_options["_name"] = options["_name"]
+    given: dict[str, Any] = {f.name: getattr(resolved, f.name) for f in fields(tables.config)}
+    given["_name"] = options["_name"]
     weights = dict(state["model"])
     weights[GATE_VALUES] = GateValues(gate_settings(resolved)).values
-    return {**state, "model": weights, "cfg": {**state["cfg"], "model": model_options}}
+    return {**state, "model": weights, "cfg": {**state["cfg"], "model": given}}
 
 
 def _resolved(options: dict[str, Any]) -> tuple[Namespace, OptionTables]:
@@ -94,10 +87,10 @@ def to_lstm(state: State) -> State:
         ValueError: the checkpoint is not of a `g2lstm` or `g2lstm_lm`, or has what the stock model does not: hard gates
             in evaluation, layers of different sizes, a bias of tied outputs.
     """
-    name = str(_model_options(state).get("_name"))
+    name = architecture(state)
     if name not in {*TRANSLATION.architectures, *config_lm.LANGUAGE_MODEL.architectures}:
         raise ValueError(f"--to lstm takes a checkpoint of g2lstm or g2lstm_lm, got one of {name}")
-    resolved, tables = _resolved(_model_options(state))
+    resolved, tables = _resolved(model_options(state))
     weights = dict(state["model"])
     unpack_weights(weights)
     settings = gate_settings(resolved)
@@ -155,11 +148,6 @@ def _stock_lm_options(resolved: Namespace) -> dict[str, Any]:
     }
 
 
-def _model_options(state: State) -> dict[str, Any]:
-    options = state["cfg"]["model"]
-    return dict(vars(options) if isinstance(options, Namespace) else options or {})
-
-
 def _fold_temperature(weight: torch.Tensor, temperature: float) -> torch.Tensor:
     """Divides the rows of the input and forget gates, the first half, by the temperature."""
     folded = weight.clone()
@@ -191,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    name = _model_options(converted)["_name"]
+    name = architecture(converted)
     print(f"wrote {options.converted}: {name} with {len(converted['model'])} tensors")
     return 0
 

@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from fairseq import checkpoint_utils
-from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from omegaconf import OmegaConf
 from torch import nn
 
-from .checkpoints import State, forget_embedding_files, read_checkpoint
+from .checkpoints import State, forget_embedding_files, model_name, read_checkpoint
 from .config import flag
 from .convert import to_g2lstm
 
 
-def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any]:
+def load_model(checkpoint: str | Path, data: str | Path, state: State | None = None) -> tuple[nn.Module, Any]:
     """Loads a model for evaluation on the CPU.
 
     Args:
         checkpoint: of `g2lstm` or `g2lstm_lm`, or of stock `lstm` or `lstm_lm`, which are converted.
         data: the data-bin folder.
+        state: what `read_checkpoint` gave for the checkpoint, where it has been read already.
 
     Returns:
         the model and fairseq's task, for language models `g2lstm_language_modeling`.
@@ -31,7 +31,8 @@ def load_model(checkpoint: str | Path, data: str | Path) -> tuple[nn.Module, Any
     """
     if not Path(data).is_dir():
         raise FileNotFoundError(f"no data folder {data}: give the data-bin folder of fairseq-preprocess")
-    state = read_checkpoint(checkpoint)
+    if state is None:
+        state = read_checkpoint(checkpoint)
     if model_name(state) not in ("g2lstm", "g2lstm_lm"):
         state = to_g2lstm(state)
     task_options = state["cfg"]["task"]
@@ -63,10 +64,3 @@ def _read_in_order(task_options: dict[str, Any], checkpoint: str | Path) -> None
             )
     task_options |= {"_name": "g2lstm_language_modeling", "sample_break_mode": "none", "shorten_method": "none"}
     task_options |= {"pad_to_fixed_length": False, "pad_to_fixed_bsz": False}
-
-
-def model_name(state: State) -> str | None:
-    """The registered name of a checkpoint's model, whatever its architecture; None where fairseq knows none such."""
-    options = state["cfg"]["model"]
-    name = options.get("_name") if isinstance(options, dict) else getattr(options, "_name", None)
-    return ARCH_MODEL_NAME_REGISTRY.get(str(name))

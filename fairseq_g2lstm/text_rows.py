@@ -7,20 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq.data import FairseqDataset, data_utils, iterators
-from torch.nn import functional
 
 _SHORTEST_BLOCK = 5  # of blocks of drawn lengths
 _LENGTH_SPREAD = 5  # standard deviation of those, tokens
 _HALVED_SHARE = 0.05  # of them are half as long on average
 
 
-def lengths_of_rows(lengths: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """A batch's lengths (B',) with 0 for the rows beyond them, which --pad-to-fixed-bsz adds without any."""
-    return functional.pad(lengths, (0, n_rows - len(lengths)))
-
-
 class TokenStream(FairseqDataset):
-    """The tokens of all sentences of a split one after another, as int32 in memory; its items are single tokens.
+    """The tokens of all sentences of a split one after another, as int32 in memory; `RowBlocks` has batches of them.
 
     Args:
         sentences: fairseq's indexed dataset, with the end of sentence in each.
@@ -30,25 +24,9 @@ class TokenStream(FairseqDataset):
         super().__init__()
         parts = [np.asarray(sentences[i], dtype=np.int32) for i in range(len(sentences))]
         self.tokens = np.concatenate(parts) if parts else np.zeros(0, np.int32)
-        self.sizes = np.broadcast_to(np.int32(1), len(self.tokens))
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.tensor(int(self.tokens[index]))
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    def num_tokens(self, index: int) -> int:
-        """1."""
-        return 1
-
-    def size(self, index: int) -> int:
-        """1."""
-        return 1
-
-    def collater(self, samples: list[torch.Tensor]) -> torch.Tensor:
-        """Single tokens as one tensor; training reads `RowBlocks`."""
-        return torch.stack(samples)
 
 
 def drawn_lengths(n_steps: int, mean: int, seed: int, epoch: int) -> list[int]:

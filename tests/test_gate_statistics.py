@@ -67,17 +67,6 @@ def test_every_bin_begins_at_its_own_edge():
     assert statistics.histogram.tolist() == [[1] * BINS] * 2
 
 
-def test_sums_of_parts_are_those_of_the_whole():
-    whole, sum_of_parts = GateStatistics(UNITS), GateStatistics(UNITS)
-    for n_steps in (2, 30):
-        part = GateStatistics(UNITS)
-        part.add(arguments(n_steps, 3))
-        whole.add(arguments(n_steps, 3))
-        sum_of_parts += part
-    for name in ("histogram", "low", "high", "sum", "steps"):
-        assert np.array_equal(getattr(whole, name), getattr(sum_of_parts, name)), name
-
-
 def test_a_gate_that_is_no_number_is_counted_nowhere():
     z = torch.zeros(1, 1, 2 * UNITS)
     z[..., 0] = torch.nan

@@ -11,9 +11,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from examples.common.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
@@ -116,6 +119,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file, whole or not at all."""
     with atomic_writers(path) as (stream,):
         stream.write(text)
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a matplotlib figure as a PNG file, whole or not at all."""
+    figure.savefig(part_path(path), dpi=150, format="png")
+    os.replace(part_path(path), path)
 
 
 @contextmanager

@@ -14,13 +14,13 @@ from torch import Tensor
 from examples.common.errors import UserError
 from examples.common.files import write_text
 from examples.common.stages import Stages
-from fairseq_g2lstm.checkpoints import read_checkpoint, write_checkpoint
+from fairseq_g2lstm.checkpoints import model_name, model_options, read_checkpoint, write_checkpoint
 from fairseq_g2lstm.compress.pack import memory_bytes, pack
 from fairseq_g2lstm.compress.parts import OTHERS, Selection
 from fairseq_g2lstm.compress.plan import Plan, uniform_plan
 from fairseq_g2lstm.compress.transforms import parse
 from fairseq_g2lstm.convert import to_g2lstm
-from fairseq_g2lstm.loading import model_name
+from fairseq_g2lstm.packed import META
 
 PAPER = Selection()
 LAYERS = Selection("all")
@@ -113,11 +113,9 @@ def read_model(name: str, checkpoint: Path) -> Model:
     if kind not in TRANSLATION + LANGUAGE_MODEL:
         known = ", ".join(TRANSLATION + LANGUAGE_MODEL)
         raise UserError(f"{checkpoint} is of {kind}; give checkpoints of {known}")
-    if "packed.meta" in state["model"]:
+    if META in state["model"]:
         raise UserError(f"{checkpoint} is packed already; give the one that it was made of")
-    options = state["cfg"]["model"]
-    options = options if isinstance(options, dict) else vars(options)
-    gate_type = str(options.get("gate_type") or "sigmoid") if kind.startswith("g2") else "sigmoid"
+    gate_type = str(model_options(state).get("gate_type") or "sigmoid") if kind.startswith("g2") else "sigmoid"
     return Model(name, checkpoint, kind, gate_type, int(state["cfg"]["common"]["seed"]))
 
 

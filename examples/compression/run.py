@@ -11,7 +11,6 @@ Called again, it keeps what is finished and goes on with what was interrupted.
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 import signal
 import sys
@@ -192,7 +191,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     # a terminated run ends its fairseq too, and does not leave it to write on beside the next one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated; run it again to go on"))
-    logging.getLogger().setLevel(logging.WARNING)  # fairseq sets everyone's to the level of detail of its own
     warnings.filterwarnings("ignore", message=".*pin_memory")
     models = read_models(options.models)
     is_language_model = models[0].is_language_model

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.common.errors import UserError, run_main
-from examples.common.files import part_path, write_text
+from examples.common.files import save_picture, write_text
 from examples.common.options import docstring_parser
 from examples.ptb.trained_runs import RECIPE, Run, read_run
 
@@ -217,15 +216,11 @@ def _difference(row: Row) -> str:
 
 def draw(tables: Sequence[Table], path: Path) -> None:
     """Validation perplexity by epoch, a panel a recipe, a colour an arm, a line a seed, as a PNG file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
-    figure, axes = plt.subplots(
-        1, len(tables), figsize=(6.4 * len(tables), 4.4), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(6.4 * len(tables), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(tables), squeeze=False)
     for axis, table in zip(axes[0], tables, strict=True):
         drawn: list[dict[int, float]] = []  # a training that was evaluated twice has one curve
         for number, row in enumerate(table.rows):
@@ -244,9 +239,7 @@ def draw(tables: Sequence[Table], path: Path) -> None:
         axis.set_title(textwrap.fill(table.title, 90), fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
-    figure.savefig(part_path(path), dpi=150, format="png")
-    plt.close(figure)
-    os.replace(part_path(path), path)
+    save_picture(figure, path)
 
 
 def report(folders: Sequence[str], out: Path, results: Sequence[str] = RESULTS) -> str:

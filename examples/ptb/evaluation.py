@@ -64,7 +64,7 @@ def read_trained(checkpoint: Path) -> Trained:
     Raises:
         UserError: no such checkpoint, or one of no language model of these examples.
     """
-    from fairseq_g2lstm.checkpoints import read_checkpoint
+    from fairseq_g2lstm.checkpoints import architecture, model_options, read_checkpoint
 
     if not checkpoint.is_file():
         raise UserError(f"no {checkpoint}; train first, with examples/ptb/train.sh")
@@ -72,14 +72,12 @@ def read_trained(checkpoint: Path) -> Trained:
         state = read_checkpoint(checkpoint)
     except ValueError as error:
         raise UserError(str(error)) from error
-    model = state["cfg"]["model"]
-    model = vars(model) if isinstance(model, Namespace) else model
-    arch = str(model.get("arch") or model["_name"])
+    arch = architecture(state)
     if not arch.startswith(("g2lstm_lm", "lstm_lm")):
         raise UserError(f"{checkpoint} holds a {arch}; give the folder of a g2lstm_lm or an lstm_lm")
     return Trained(
         arch=arch,
-        gate_type=str(model["gate_type"]) if arch.startswith("g2lstm_lm") else None,
+        gate_type=str(model_options(state)["gate_type"]) if arch.startswith("g2lstm_lm") else None,
         tokens_per_sample=int(state["cfg"]["task"]["tokens_per_sample"]),
         seed=int(state["cfg"]["common"]["seed"]),
         updates=int(state["optimizer_history"][-1]["num_updates"]),

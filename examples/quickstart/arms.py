@@ -123,6 +123,7 @@ def _running(command: list[str], threads: int) -> Iterator[subprocess.Popen[str]
         stderr=subprocess.STDOUT,
         text=True,
         encoding="utf-8",
+        errors="replace",
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUTF8": "1"},
     )
     try:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from sacrebleu.metrics import BLEU
 
 from examples.common.errors import UserError
-from examples.common.files import part_path, read_lines
+from examples.common.files import read_lines, save_picture
 from examples.common.generate_log import read_translations
 from examples.quickstart.arms import ARMS, finished_on
 from examples.quickstart.machine import sentence
@@ -22,12 +21,8 @@ from fairseq_g2lstm.analysis import gate_histograms
 from fairseq_g2lstm.checkpoints import read_checkpoint
 from fairseq_g2lstm.gates import GATES
 
-# fairseq sets everyone's logging to the level of detail of its own, and asks for pinned memory
-logging.getLogger().setLevel(logging.WARNING)
+# fairseq asks for pinned memory
 warnings.filterwarnings("ignore", message=".*pin_memory")
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import PercentFormatter  # noqa: E402
 
 # Okabe and Ito's blue and vermilion, told apart by all kinds of colour vision
 _COLOURS = {"input": "#0072B2", "forget": "#D55E00"}
@@ -151,10 +146,8 @@ def _machines(rows: list[Row]) -> str:
 
 def draw_gates(rows: list[Row], path: Path) -> None:
     """Histograms of the gates, a column an arm, input gates above forget gates, as a PNG file."""
-    figure, axes = plt.subplots(
-        2, len(rows), figsize=(3.1 * len(rows), 5.2), sharex=True, sharey=True, squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(3.1 * len(rows), 5.2), layout="constrained")
+    axes = figure.subplots(2, len(rows), sharex=True, sharey=True, squeeze=False)
     for column, row in enumerate(rows):
         for line, kind in enumerate(GATES):
             axis, counts = axes[line][column], row.histograms[kind]
@@ -177,6 +170,4 @@ def draw_gates(rows: list[Row], path: Path) -> None:
             if column == 0:
                 axis.set_ylabel(f"share of the {kind} gates")
     figure.suptitle("Gates in evaluation; saturated: below 0.1 or above 0.9 (dotted)", fontsize=11)
-    figure.savefig(part_path(path), dpi=150, format="png")
-    plt.close(figure)
-    os.replace(part_path(path), path)
+    save_picture(figure, path)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import signal
 import sys
@@ -156,7 +155,6 @@ def compare(options: argparse.Namespace, out: Path) -> None:
         train(arm, recipe, data, folder, options.threads, number, after)
         logs[arm] = translate(data, folder, options.threads)
 
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
     from examples.quickstart import report  # only now: it takes seconds to import
 
     rows, signature = [], ""

@@ -6,12 +6,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..checkpoints import State, check_finite, forget_embedding_files, read_checkpoint, whole_file, write_checkpoint
-from ..loading import load_model, model_name
+from ..checkpoints import (
+    State,
+    check_finite,
+    forget_embedding_files,
+    model_name,
+    read_checkpoint,
+    whole_file,
+    write_checkpoint,
+)
+from ..loading import load_model
 from ..packed import META, Packing, pack_weights, unpack_weights
-from .parts import recurrent_bytes, tied_names
+from .parts import model_bytes, recurrent_bytes, tied_names
 from .plan import Plan
-from .study import model_bytes
 
 
 class Sizes(NamedTuple):

@@ -90,6 +90,11 @@ def tied_names(weights: Mapping[str, Tensor], name: str) -> Iterator[str]:
             yield other
 
 
+def model_bytes(weights: Mapping[str, Tensor]) -> int:
+    """Bytes of a model's weights as they are, tied ones once."""
+    return sum({w.data_ptr(): w.numel() * w.element_size() for w in weights.values()}.values())
+
+
 def recurrent_bytes(weights: Mapping[str, Tensor]) -> int:
     """Bytes of all LSTM layers' weights and biases, packed or not."""
     packed = re.compile(rf"(packed\.)?{_LSTM_WEIGHT.pattern}(\.\w+)?")

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from .evaluate import Evaluator
+from .kept import file_digest, read_json, write_json
 from .pack import read_packable
 from .parts import Part, Selection
 from .plan import Plan, compressed, part_bytes, plan_bytes
-from .study import file_digest, read_json, write_json
 from .transforms import Transform, parse
 
 CANDIDATES = ("int:8", "int:4", "rank:64+int:8", "rank:32+int:8", "rank:16+int:8")

@@ -9,12 +9,12 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
-from torch import Tensor
 
-from ..checkpoints import read_checkpoint, whole_file
+from ..checkpoints import read_checkpoint
 from ..packed import META
 from .evaluate import Evaluator, Score
-from .parts import Selection
+from .kept import file_digest, read_json, write_json
+from .parts import Selection, model_bytes
 from .plan import compressed, part_bytes, plan_bytes, uniform_plan
 from .transforms import Transform, parse
 
@@ -61,11 +61,6 @@ class Cell:
             f"{self.model}, {self.compression}: {self.metric} {self.value:.2f} ({self.change:+.2f}{p}), "
             f"parts {self.part_bytes:,} bytes, {self.seconds:.1f} s"
         )
-
-
-def model_bytes(weights: Mapping[str, Tensor]) -> int:
-    """Bytes of a model's weights as they are, tied ones once."""
-    return sum({w.data_ptr(): w.numel() * w.element_size() for w in weights.values()}.values())
 
 
 def study(
@@ -165,44 +160,6 @@ def p_value(own: list[str], hypotheses: list[str], references: list[str]) -> flo
     return float(result.p_value)
 
 
-def file_digest(*paths: Path) -> str:
-    """SHA-256 of files one after another.
-
-    Raises:
-        FileNotFoundError: there is none, or one is missing.
-    """
-    if not paths:
-        raise FileNotFoundError("no file of the split: give one that fairseq-preprocess made")
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _cell_path(out: Path, setting: Mapping[str, Any]) -> Path:
     key = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:16]
     return out / "cells" / f"{setting['compression'].replace(':', '-')}-{key}.json"
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file that is either complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as unfinished:
-        Path(unfinished).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote.
-
-    Raises:
-        ValueError: the file holds something else, or a part of it.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no measurements, or not all of them: delete it")
-    return content

@@ -19,6 +19,7 @@ from omegaconf import II
 from torch import Tensor
 
 from .. import ops
+from ..config import flag
 from ..gate_stats import GateCounts, observe_gates
 from ..gates.statistics import GATES, GateStatistics, Place, collect_statistics
 from ..gates.training import GateLog
@@ -186,9 +187,8 @@ def _schedule(cfg: Any, name: str, check: Any) -> Schedule:
     def option(suffix: str, default: Any = None) -> Any:
         return getattr(cfg, f"{name}_{suffix}", default)
 
-    flag = "--" + name.replace("_", "-")
     kind = str(option("schedule", "constant"))
-    return Schedule(flag, kind, option("start"), option("end"), option("updates"), check)
+    return Schedule(flag(name), kind, option("start"), option("end"), option("updates"), check)
 
 
 def _gate_log(cfg: Any) -> GateLog:

@@ -10,7 +10,8 @@ from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
-from ..text_rows import lengths_of_rows
+from ..config import flag
+from ..models.common import lengths_of_rows
 
 
 @dataclass
@@ -45,7 +46,7 @@ class RegularisedCrossEntropyCriterion(CrossEntropyCriterion):
         for name in ("activation_reg", "temporal_activation_reg"):
             weight = getattr(cfg, name, 0.0)
             if not 0 <= weight < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be >= 0 and finite, got {weight}")
+                raise ValueError(f"{flag(name)} must be >= 0 and finite, got {weight}")
             setattr(criterion, name, weight)
         return criterion
 

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -29,7 +28,6 @@ CHOSEN = 6  # sentences, where none is named
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = _parser().parse_args(arguments)
-    logging.getLogger().setLevel(logging.WARNING)  # fairseq tells every dictionary's size
     try:
         _run(options)
     except (ValueError, OSError) as error:

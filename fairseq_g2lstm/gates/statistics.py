@@ -73,15 +73,6 @@ class GateStatistics:
             histogram += torch.bincount(bins.int().flatten(), minlength=BINS + 1)[:BINS].cpu().numpy()
         self.steps += len(kept)
 
-    def __iadd__(self, other: "GateStatistics") -> "GateStatistics":
-        """Adds what another one has counted of the same place."""
-        self.histogram += other.histogram
-        self.low += other.low
-        self.high += other.high
-        self.sum += other.sum
-        self.steps += other.steps
-        return self
-
     def share_low(self, gate: str) -> float:
         """Share of the gates ("input" or "forget") below 0.1."""
         return float(self.unit_low(gate).mean())

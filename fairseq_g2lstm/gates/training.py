@@ -2,13 +2,13 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..checkpoints import whole_file
 from ..distributed import is_first_rank
 from .statistics import BINS, GATES, GateStatistics, Place
 
@@ -143,9 +143,8 @@ def _drop_from(path: Path, num_updates: int) -> None:
     if len(kept) < len(records):
         dropped = len(records) - len(kept)
         logger.info(f"training begins at update {num_updates}: {dropped} lines of {path} from there on are dropped")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as unfinished:
+        Path(unfinished).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
 
 def _records(num_updates: int, statistics: Mapping[Place, GateStatistics]) -> list[dict[str, Any]]:

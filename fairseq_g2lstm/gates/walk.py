@@ -74,8 +74,9 @@ class Reader:
     """
 
     def __init__(self, checkpoint: str | Path, data: str | Path, split: str) -> None:
-        self.model, self._task = load_model(checkpoint, data)
-        self.updates = updates_of(read_checkpoint(checkpoint))
+        state = read_checkpoint(checkpoint)
+        self.updates = updates_of(state)
+        self.model, self._task = load_model(checkpoint, data, state)
         self.is_language_model = isinstance(self.model, G2LSTMLanguageModel)
         if self.is_language_model:
             self._tokens = _load_text(self._task, data, split)

@@ -8,8 +8,10 @@ from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .. import ops
+from ..config import flag
 from ..packed import Embedding
 
 MAX_POSITIONS = 100_000
@@ -50,6 +52,11 @@ def init_uniform(module: Initialised, init_range: float = INIT_RANGE) -> Initial
     return module
 
 
+def lengths_of_rows(lengths: Tensor, n_rows: int) -> Tensor:
+    """A batch's lengths (B',) with 0 for the rows beyond them, which --pad-to-fixed-bsz adds without any."""
+    return functional.pad(lengths, (0, n_rows - len(lengths)))
+
+
 def embed(embed_tokens: nn.Embedding, tokens: Tensor) -> Tensor:
     """Embeddings of tokens, of any shape.
 
@@ -73,7 +80,10 @@ def build_embedding(
     Args:
         dictionary: V types.
         embed_dim: E, numbers a type.
-        path_option: the option of `options` that may name a file of embeddings.
+        path_option: the option of `options`, the model's, that may name a file of embeddings.
+
+    Returns:
+        An embedding (V, E).
 
     Raises:
         FileNotFoundError: that file is missing.
@@ -85,20 +95,20 @@ def build_embedding(
     path = getattr(options, path_option)
     if not path:
         return embedding
-    flag = "--" + path_option.replace("_", "-")
+    path_flag = flag(path_option)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{flag} must be a file of embeddings, got {path}, which does not exist")
+        raise FileNotFoundError(f"{path_flag} must be a file of embeddings, got {path}, which does not exist")
     try:
         pretrained = utils.parse_embedding(path)
     except (StopIteration, ValueError) as error:
         raise ValueError(
-            f"{flag} must be a text file whose first line is its size and whose others are a word and its numbers, "
-            f"got {path}: {error or 'it is empty'}"
+            f"{path_flag} must be a text file whose first line is its size and whose others are a word and its "
+            f"numbers, got {path}: {error or 'it is empty'}"
         ) from error
     sizes = {len(vector) for vector in pretrained.values()}
     if sizes != {embed_dim}:
         raise ValueError(
-            f"{flag} must hold vectors of {embed_dim} numbers (the embedding dimension), "
+            f"{path_flag} must hold vectors of {embed_dim} numbers (the embedding dimension), "
             f"got {sorted(sizes)} in {path}"
         )
     utils.print_embed_overlap(pretrained, dictionary)

@@ -12,6 +12,8 @@ from ..modules import G2LSTM, G2LSTMCell
 from ..packed import PackedMatrix, keep_packed, unpack_weights
 from ..settings import GateSettings
 
+GATE_VALUES = "gates.values"  # in a checkpoint
+
 
 class GateValues(nn.Module):
     """The gates' temperature and noise probability in use, kept in the checkpoint.
@@ -54,7 +56,6 @@ class GatedModel(BaseFairseqModel):
         self.gates = GateValues(settings)
         self.num_updates = 0
         self.register_load_state_dict_post_hook(_take_loaded_gate_values)
-        self.set_gate_values(settings.temperature, settings.noise_prob)
 
     def train(self, mode: bool = True) -> "GatedModel":
         """As of any module.
@@ -136,9 +137,7 @@ class GatedModel(BaseFairseqModel):
             unpack_weights(state_dict)
         super().upgrade_state_dict_named(state_dict, name)
         prefix = f"{name}." if name else ""
-        options = self.option_settings
-        values = [options.temperature, options.noise_prob] * 2
-        state_dict.setdefault(f"{prefix}gates.values", torch.tensor(values, dtype=torch.float64))
+        state_dict.setdefault(prefix + GATE_VALUES, GateValues(self.option_settings).values)
 
 
 def _take_loaded_gate_values(model: GatedModel, _keys: object) -> None:

@@ -17,10 +17,9 @@ from ..modules import G2LSTMCell, GateObserver
 from ..packed import Linear, weight_of
 from ..philox import draw_seed
 from ..settings import GateSettings
-from ..text_rows import lengths_of_rows
 from .cache import CacheSettings, attend, mix
 from .carried import CarriedState, TextState
-from .common import MAX_POSITIONS, Dropout, IncrementalState, embed, init_uniform
+from .common import MAX_POSITIONS, Dropout, IncrementalState, embed, init_uniform, lengths_of_rows
 
 Extra = dict[str, Any]
 """What the decoder returns beside logits: `attn`, always None; in training `outputs` (T, B, H) of the last layer and

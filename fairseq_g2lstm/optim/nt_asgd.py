@@ -161,8 +161,8 @@ def _renamed(state: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     return {new if key == old else key: value for key, value in state.items()}
 
 
-def find_nt_asgd(optimizer: FairseqOptimizer) -> NTASGD | None:
-    """The optimiser itself or inside fairseq's wrappers of mixed precision, or None where it is another."""
+def find_nt_asgd(optimizer: FairseqOptimizer | None) -> NTASGD | None:
+    """The optimiser itself or inside fairseq's wrappers of mixed precision; None where it is another or none."""
     inner: Any = optimizer
     while not isinstance(inner, NTASGD):
         inner = getattr(inner, "fp32_optimizer", None)

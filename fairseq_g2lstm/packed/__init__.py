@@ -3,7 +3,7 @@ computes with them as they are stored, `installing.py` puts that into a model.""
 
 from .installing import keep_packed
 from .matrix import Embedding, Linear, PackedMatrix, weight_of
-from .storage import META, Packing, pack_weights, read_meta, unpack_weights
+from .storage import META, Packing, pack_weights, unpack_weights
 
 __all__ = [
     "META",
@@ -13,7 +13,6 @@ __all__ = [
     "Packing",
     "keep_packed",
     "pack_weights",
-    "read_meta",
     "unpack_weights",
     "weight_of",
 ]

@@ -124,7 +124,7 @@ def take_packed(state_dict: MutableMapping[str, Tensor]) -> dict[str, PackedTens
     Raises:
         ValueError: the weights are of a later version of the format, incomplete, or not what was written.
     """
-    meta = read_meta(state_dict)
+    meta = _read_meta(state_dict)
     for key, digest in meta["sha256"].items():
         if key not in state_dict:
             raise ValueError(f"the packed checkpoint is incomplete, it lacks {key}: pack it again")
@@ -153,7 +153,7 @@ def restore(packed: PackedTensors) -> Tensor:
     return torch.cat([part, stored["rest"].float()]) if "rest" in stored else part
 
 
-def read_meta(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+def _read_meta(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """What `packed.meta` says.
 
     Raises:

@@ -29,6 +29,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from omegaconf import II
 
+from ..config import flag
 from ..models.cache import CacheSettings
 from ..models.carried import TextState
 from ..models.language_model import G2LSTMLanguageModel
@@ -336,7 +337,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
         validates, goes on as if it had not been.
         """
         first, self._first_valid_set = self._first_valid_set, False
-        averager = None if self._optimizer is None else find_nt_asgd(self._optimizer)
+        averager = find_nt_asgd(self._optimizer)
         train = self._train_iterator
         is_due = train is not None and train.end_of_epoch() and train.epoch % self.args.validate_interval == 0
         if averager is not None and first and is_due:
@@ -369,7 +370,7 @@ class G2LSTMLanguageModelingTask(LanguageModelingTask):
             self._model.register_state_dict_pre_hook(lambda *_: self._use(averages=True))
 
     def _use(self, averages: bool) -> None:
-        averager = None if self._optimizer is None else find_nt_asgd(self._optimizer)
+        averager = find_nt_asgd(self._optimizer)
         if averager is None:
             return
         changed = averager.use_averages() if averages else averager.use_raw()
@@ -446,7 +447,7 @@ def _check_options(args: Any, targets: list[str]) -> None:
         raise ValueError(f"g2lstm_language_modeling predicts the next token alone, got --*-target for {targets}")
     for name in ("add_bos_token", "pad_to_fixed_length", "pad_to_fixed_bsz"):
         if getattr(args, name):
-            raise ValueError(f"--{name.replace('_', '-')} does not fit a text read in order: leave it out")
+            raise ValueError(f"{flag(name)} does not fit a text read in order: leave it out")
     if args.output_dictionary_size >= 0:
         raise ValueError("--output-dictionary-size is of --task language_modeling alone: leave it out")
     if str(args.shorten_method) != "none":
