@@ -9,15 +9,19 @@
 # make cuda-check   the CUDA kernels through nvcc, without a GPU: warnings, registers, spills;
 #                   CUDA_CHECK_OPTIONS=--host leaves nvcc out
 #
-# Everything is installed into $(VENV) first. PYTHON names the interpreter, TORCH what pip installs as torch.
+# Everything is installed into $(VENV) first. PYTHON names the interpreter, else it
+# is that of $(VENV), or the newest at hand; TORCH is what pip installs as torch.
 
 VENV ?= .venv
 TEST_PROCESSES ?= 2
 TORCH ?= torch==2.13.0
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+PYTHON ?= $(shell for p in $(VENV)/bin/python python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 
-installed := $(VENV)/.installed-$(subst =,,$(TORCH))
+# what is installed: by the interpreter's version and what pip is given as torch
+minor := 'import sys; print(*sys.version_info[:2], sep=".")'
+given := $(shell $(PYTHON) -c $(minor) 2>/dev/null)-$(TORCH)
+installed := $(VENV)/.installed-$(shell echo '$(given)' | tr -c -d '[:alnum:].-')
 python := $(VENV)/bin/python
 
 .PHONY: quickstart quickstart-smoke test lint bench kernels cuda-check environment clean
@@ -53,6 +57,7 @@ environment: $(installed)
 
 $(installed): setup.py pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test ! -e $(python) || test "$$($(python) -c $(minor))" = "$$($(PYTHON) -c $(minor))" || { echo "error: $(VENV) has another Python than $(PYTHON): make clean first, or give another folder by VENV=" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(python) -m pip install --quiet "setuptools>=77" wheel ninja
 	$(python) -m pip install --quiet "$(TORCH)"

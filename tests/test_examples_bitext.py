@@ -5,13 +5,17 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import run_module
+from conftest import ROOT, run_module
 from example_texts import corpus, stand_in_for_fairseq_preprocess, write
 
 from examples.bitext import compare, prepare
+from examples.bitext.same_training import identity
 from examples.common import preprocess
 from examples.common.errors import UserError
+from examples.common.fairseq_options import settings_of
+from examples.common.files import held_folder
 from examples.common.generate_log import read_translations
+from examples.common.same_training import changed_options
 from examples.common.stages import Stages
 
 
@@ -163,6 +167,7 @@ def test_only_training_pairs_are_cleaned(tmp_path, quick_preprocess):
         (["--max-ratio", "0.5"], "max ratio must be >= 1, or 0 for none, got 0.5"),
         (["--max-length", "-3"], "max length must be >= 1, or 0 for none, got -3"),
         (["--target-lang", "de"], "source and target language must differ, got 'de' twice"),
+        (["--source-lang", "pt-BR"], "must be of letters, digits and underscores, .* got 'pt-BR': link the texts"),
         (["--source-lang", "fr"], r"no such file: .*train\.fr"),
         (["--valid", "nowhere"], r"no such file: nowhere\.de"),
         (["--out", "/dev/null/out"], "cannot write to /dev/null/out: Not a directory"),
@@ -172,6 +177,12 @@ def test_bad_options_of_bitext_are_told(tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         run(arguments(tmp_path, tmp_path / "out", *more))
     assert not (tmp_path / "out").exists()
+
+
+def test_one_preparation_at_a_time_writes_to_a_folder(tmp_path):
+    given = arguments(tmp_path, tmp_path / "out")
+    with held_folder(tmp_path / "out", "preparation"), pytest.raises(UserError, match="another preparation is running"):
+        run(given)
 
 
 @pytest.mark.slow
@@ -187,6 +198,26 @@ def test_errors_reach_the_shell_as_one_sentence(tmp_path):
     given = arguments(tmp_path, tmp_path / "out", "--merges", "0")
     done = run_module("examples.bitext.prepare", *given)
     assert (done.returncode, done.stderr) == (1, "error: --merges must be >= 1, got 0\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "told"),
+    [
+        (["--lr-scheduler", "polynomial_decay", "--total-num-update", "9"], ["--total-num-update", "8"],
+         "total_num_update"),
+        (["--lr-scheduler", "reduce_lr_on_plateau", "--lr-shrink", "0.5"], ["--lr-shrink", "0.25"], "lr_shrink"),
+        (["--lr-scheduler", "cosine"], ["--t-mult", "2"], "t_mult"),
+        (["--criterion", "label_smoothed_cross_entropy"], ["--ignore-prefix-size", "1"], "ignore_prefix_size"),
+        ([], ["--truncate-source"], "truncate_source"),
+        ([], ["--encoder-freeze-embed"], "encoder_freeze_embed"),
+        ([], ["--max-epoch", "9", "--max-tokens", "7", "--log-interval", "3"], None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("arch", ["g2lstm", "lstm"])
+def test_what_makes_a_training_another_one_is_told(arch, options, change, told):
+    given = ["data", "--user-dir", str(ROOT / "fairseq_g2lstm"), "--arch", arch, *options]
+    changed = changed_options([settings_of(given)], settings_of([*given, *change]), identity)
+    assert [sentence.split()[0] for sentence in changed] == ([] if told is None else [told])
 
 
 def generate_log(folder: Path, hypotheses: list[str], references: list[str], score: float) -> Path:

@@ -8,6 +8,7 @@ import shlex
 import signal
 from argparse import Namespace
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ from tiny_runs import load
 from examples.common.errors import UserError
 from examples.common.generate_log import read_translations
 from examples.common.stages import Stages
-from examples.compression import evaluation, packings, run
+from examples.compression import evaluation, packings, report, run
 from examples.compression import progress as progress_module
+from examples.compression.packings import Model
 from examples.compression.progress import Progress
 from fairseq_g2lstm.checkpoints import read_checkpoint
 from fairseq_g2lstm.compress import Evaluator, Selection, compressed, parse, uniform_plan
@@ -314,7 +316,7 @@ def test_another_batch_size_is_another_evaluation(made_of_text, monkeypatch, tmp
     for batch_size in (7, 7, 8):
         settings = evaluation.Settings(data, True, "test", 5, batch_size)
         result = evaluation.evaluate(Stages(tmp_path, say=lambda line: None), settings, copy, copy)
-        assert result == evaluation.Result(3.25, 0.0, None, 1.5)
+        assert result == evaluation.Result(3.25, 0.0, None, 1.5, evaluation.machine())
     assert ["--batch-size=7" in command for command in commands] == [True, False]
 
 
@@ -397,13 +399,40 @@ def test_bad_checkpoints_get_a_sentence(made, translation, language_model, tmp_p
         run.read_models({"a": translation, "b": language_model})
 
 
-def test_data_that_does_not_fit_gets_a_sentence(translation, tiny_text, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize(("symbols", "option"), [("ein@@ s", "--remove-bpe"), ("▁ein s", "--remove-bpe=sentencepiece")])
+def test_words_are_joined_as_they_were_cut(tmp_path, symbols, option):
+    write(tmp_path / "dict.de.txt", "eins 1\n")
+    write(tmp_path / "dict.en.txt", "".join(f"{symbol} 1\n" for symbol in symbols.split()))
+    model = Model("a", tmp_path / "a.pt", "g2lstm", "gumbel", 1, "en")
+    settings = evaluation.Settings(tmp_path, False, "test", 5, 9, run.read_segmentation(tmp_path, model))
+    command = settings.command(tmp_path / "a.pt")
+    assert [word for word in command if word.startswith("--remove-bpe")] == [option]
+    with pytest.raises(UserError, match="has no dictionary of what a translates to; give its data-bin folder"):
+        run.read_segmentation(tmp_path, replace(model, target_lang="fr"))
+    write(tmp_path / "train.de-en.de.idx", "")
+    assert run.read_segmentation(tmp_path, replace(model, target_lang=None)) == settings.segmentation
+
+
+def test_the_notes_tell_every_machine_that_something_was_measured_on():
+    results = [evaluation.Result(1.0, 0.0, None, 1.0, machine) for machine in ("One.", "Another.", "One.", "")]
+    rows = [report.Row("a", "int8", None, *results[:2]), report.Row("a", "int4", None, *results[2:])]
+    found = report._machines(rows)
+    assert found == ["One.", "Another.", "Some by an earlier version, which kept no machine."]
+
+
+def test_data_that_does_not_fit_gets_a_sentence(translation, tiny_data, tiny_text, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     given = [str(translation), "--names", "a", "--out", str(tmp_path)]
-    with pytest.raises(FileNotFoundError, match="no file of the split: give one that fairseq-preprocess made"):
-        run.main([*given, "--data", str(tmp_path / "nowhere")])
+    for folder in (tmp_path / "nowhere", tiny_text):
+        with pytest.raises(UserError, match=f"{folder} has no dictionary of what a translates to; give its"):
+            run.main([*given, "--data", str(folder)])
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in tiny_data.iterdir():
+        few = path.name.startswith("dict.")
+        write(other / path.name, "word 1\n") if few else (other / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="does not load with the dictionaries of"):
-        run.main([*given, "--data", str(tiny_text)])
+        run.main([*given, "--data", str(other)])
 
 
 def test_a_failure_of_fairseq_is_told_with_its_end_and_leaves_no_log(tmp_path):

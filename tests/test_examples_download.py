@@ -240,6 +240,18 @@ def test_a_missing_page_and_a_missing_server_tell_what_to_do(site, tmp_path):
     assert names(tmp_path) == set()
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("de-en.tgz", "cannot reach de-en.tgz .*unknown url type.*; fetch it by hand"),
+        ("http://127.0.0.1:9/", "http://127.0.0.1:9/ does not end in a file's name; fetch it by hand"),
+    ],
+)
+def test_what_is_no_address_of_a_file_gets_a_sentence(tmp_path, url, message):
+    with pytest.raises(UserError, match=message):
+        fetch(Remote(url), tmp_path)
+
+
 def test_iwslt14_without_net_names_the_file_and_the_option(tmp_path):
     given = ["--out", str(tmp_path), "--url", "http://127.0.0.1:9/de-en.tgz"]
     with pytest.raises(UserError, match=r"cannot reach .*fetch de-en.tgz .* with --archive PATH"):

@@ -2,10 +2,12 @@
 
 import datetime
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -423,6 +425,55 @@ def test_one_quickstart_at_a_time_writes_to_a_folder(tmp_path):
     assert done.stderr.endswith(said)
     with held_folder(tmp_path / "new", "quickstart"):
         assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
+
+
+def test_what_a_holder_started_holds_the_folder_too(tmp_path):
+    # as fairseq is started, and left behind by a holder that was killed
+    quiet = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"
+    started = f"subprocess.Popen(['sleep', '600'], close_fds=False, {quiet})"
+    holder = (
+        "import os, subprocess, sys, pathlib; from examples.common.files import held_folder; "
+        f"held = held_folder(pathlib.Path({str(tmp_path)!r}), 'quickstart'); held.__enter__(); "
+        f"print({started}.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", holder], cwd=ROOT, capture_output=True, text=True)
+    pid = int(done.stdout)
+    try:
+        with pytest.raises(UserError, match="another quickstart is running"), held_folder(tmp_path, "quickstart"):
+            pass
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_finished_training_may_be_moved_and_another_recipe_is_another_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(arms, "_run", lambda command, threads, log, mode, watch: None)
+    recipe = arms.Recipe(updates=1, embed=2, units=2, lr=0.1, max_tokens=9, save_interval=1, seed=1)
+    first, second = tmp_path / "first", tmp_path / "second"
+    (first / "data-bin").mkdir(parents=True)
+    (first / "data-bin" / "train.bin").write_bytes(b"text")
+
+    def train_in(out: Path, recipe: arms.Recipe) -> str:
+        arms.train("lstm", recipe, out / "data-bin", out / "lstm", 1, 0, 0)
+        return capsys.readouterr().out
+
+    train_in(first, recipe)
+    checkpoint = second / "lstm" / "checkpoint_best.pt"
+    (first / "lstm" / "checkpoint_best.pt").touch()
+    first.rename(second)
+    monkeypatch.setattr(arms, "device_options", lambda: ())  # as if there were a GPU now
+    assert "finished before, kept" in train_in(second, recipe) and checkpoint.exists()
+    assert "so it starts over" in train_in(second, replace(recipe, lr=0.2)) and not checkpoint.exists()
+    checkpoint.touch()
+    (second / "data-bin" / "train.bin").write_bytes(b"another")
+    assert "so it starts over" in train_in(second, replace(recipe, lr=0.2)) and not checkpoint.exists()
+
+
+def test_without_matplotlib_there_is_a_table_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError):
+        report.draw_gates([], tmp_path / "gates.png")
+    program = "import sys; sys.modules['matplotlib'] = None; import examples.quickstart.report"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
 def run_quickstart(out: Path, *more: str) -> subprocess.CompletedProcess:

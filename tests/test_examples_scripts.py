@@ -214,6 +214,25 @@ def test_scripts_tell_what_is_missing(tmp_path, folder, script, message):
     assert (usage.returncode, usage.stderr[:6]) == (2, "usage:")
 
 
+@pytest.mark.parametrize("script", ["bitext/train.sh", "ptb/train.sh"])
+def test_a_colon_in_the_folder_of_checkpoints_is_refused_before_the_training(tmp_path, script):
+    for name in ("dict.de.txt", "dict.txt"):
+        write(tmp_path / name, "")
+    save_dir = tmp_path / "run:1"
+    given = ["small", "gumbel", tmp_path, save_dir] if script.startswith("ptb") else [tmp_path, save_dir, "g2lstm"]
+    environment = {**os.environ, "PYTHON": str(stub(tmp_path)), "STUB_GPUS": "0"}
+    command = ["bash", f"examples/{script}", *given]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    said = f"error: SAVE_DIR must have no colon, which fairseq takes for the end of a path, got {save_dir}\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    assert not save_dir.exists()
+
+
+def test_a_data_folder_may_have_any_name(tmp_path):
+    options = launched(tmp_path / "a[1] *\\x", "examples/bitext/train.sh", "g2lstm")
+    assert options[2] == str(tmp_path / "a[1] *\\x" / "data")
+
+
 def test_an_interpreter_without_fairseq_is_told(tmp_path):
     (tmp_path / "dict.de.txt").touch()
     command = ["bash", "examples/bitext/train.sh", str(tmp_path), str(tmp_path / "save"), "lstm"]

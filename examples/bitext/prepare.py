@@ -10,11 +10,12 @@ writes `data/mine/text` (tokenised and cleaned), `codes`, `bpe` and, for fairseq
 from __future__ import annotations
 
 import argparse
+import re
 from importlib.metadata import version
 from pathlib import Path
 
 from examples.common.errors import UserError, run_main
-from examples.common.files import find_text, read_pairs
+from examples.common.files import find_text, held_folder, read_pairs
 from examples.common.options import docstring_parser
 from examples.common.preprocess import SPLITS, add_segmentation, check_segmentation, segment_and_binarise, sides
 from examples.common.stages import Stages
@@ -73,6 +74,12 @@ def prepare(options: argparse.Namespace) -> None:
     languages = (options.source_lang, options.target_lang)
     if languages[0] == languages[1]:
         raise UserError(f"source and target language must differ, got {languages[0]!r} twice")
+    for lang in languages:
+        if not re.fullmatch(r"\w+", lang):
+            raise UserError(
+                "a language must be of letters, digits and underscores, since fairseq finds it in the names of files, "
+                f"train.SOURCE-TARGET.LANGUAGE.bin, got {lang!r}: link the texts to names such as train.pt_BR"
+            )
     check_segmentation(options)
     line_format = LineFormat(options.tokenizer, options.lowercase)
     cleaning = Cleaning(options.max_length, options.max_ratio)
@@ -81,34 +88,35 @@ def prepare(options: argparse.Namespace) -> None:
         for split in SPLITS
     }
     stages = Stages(options.out)
-    for split in SPLITS:
-        outputs = sides(options.out / "text", split, languages)
-        clean = cleaning if split == "train" else None
+    with held_folder(options.out, "preparation"):
+        for split in SPLITS:
+            outputs = sides(options.out / "text", split, languages)
+            clean = cleaning if split == "train" else None
 
-        def work(inputs=raw[split], outputs=outputs, clean=clean) -> str:
-            return prepare_text(
-                read_pairs(*inputs), outputs, languages, line_format, clean, options.workers
+            def work(inputs=raw[split], outputs=outputs, clean=clean) -> str:
+                return prepare_text(
+                    read_pairs(*inputs), outputs, languages, line_format, clean, options.workers
+                )
+
+            stages.run(
+                f"text-{split}",
+                work,
+                inputs=raw[split],
+                outputs=outputs,
+                options={
+                    "line_format": repr(line_format),
+                    "cleaning": repr(clean),
+                    "languages": languages,
+                    "sacremoses": version("sacremoses"),
+                },
             )
-
-        stages.run(
-            f"text-{split}",
-            work,
-            inputs=raw[split],
-            outputs=outputs,
-            options={
-                "line_format": repr(line_format),
-                "cleaning": repr(clean),
-                "languages": languages,
-                "sacremoses": version("sacremoses"),
-            },
+        segment_and_binarise(
+            stages,
+            languages,
+            merges=options.merges,
+            joined_dictionary=options.joined_dictionary,
+            workers=options.workers,
         )
-    segment_and_binarise(
-        stages,
-        languages,
-        merges=options.merges,
-        joined_dictionary=options.joined_dictionary,
-        workers=options.workers,
-    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ NAMES = (
     "encoder_dropout_out", "decoder_dropout_in", "decoder_dropout_out", "gate_type", "gate_temperature",
     "gate_temperature_schedule", "gate_temperature_start", "gate_temperature_end", "gate_temperature_updates",
     "gate_noise_prob", "gate_noise_sharing", "gate_noise_schedule", "gate_noise_start", "gate_noise_end",
-    "gate_noise_updates", "source_lang", "target_lang", "train_subset", "fp16", "amp",
+    "gate_noise_updates", "source_lang", "target_lang", "train_subset", "fp16", "amp", "lr_shrink", "lr_threshold",
+    "lr_patience", "lr_period_updates", "t_mult", "min_lr", "max_lr", "force_anneal", "total_num_update", "power",
+    "end_learning_rate", "warmup_steps", "hold_steps", "decay_steps", "phase_ratio", "init_lr_scale", "final_lr_scale",
+    "ignore_prefix_size", "activation_reg", "temporal_activation_reg", "truncate_source", "encoder_freeze_embed",
+    "decoder_freeze_embed",
 )  # fmt: skip
 
 

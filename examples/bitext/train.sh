@@ -13,12 +13,13 @@ fi
 data_bin=$1 save_dir=$2 arch=$3
 shift 3
 
-if ! compgen -G "$data_bin/dict.*.txt" >/dev/null; then
+if [ -z "$(find "$data_bin/" -maxdepth 1 -name 'dict.*.txt' 2>/dev/null)" ]; then
     echo "error: $data_bin holds no dict.LANG.txt; give the data-bin folder that prepare wrote" >&2
     exit 1
 fi
 
 source "$(dirname "${BASH_SOURCE[0]}")/../common/environment.sh"
+no_colon "$save_dir"
 
 criterion=label_smoothed_cross_entropy
 if [[ $arch == g2lstm* ]]; then

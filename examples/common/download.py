@@ -56,6 +56,8 @@ def fetch(remote: Remote, directory: Path) -> Path:
         UserError: no connection, a cut-off download (a second run resumes it), or a file that is
             not the one expected.
     """
+    if not remote.name:
+        raise UserError(f"{remote.url} does not end in a file's name; {remote.by_hand}")
     path = directory / remote.name
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -146,7 +148,7 @@ def _download(remote: Remote, path: Path) -> None:
         raise UserError(
             f"{remote.url} answers {error.code} {error.reason}; {remote.by_hand}"
         ) from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(f"cannot reach {remote.url} ({reason}); {remote.by_hand}") from error
     with response:

@@ -1,5 +1,5 @@
 # Sourced by the recipes. Sets: root (the repository), python (PYTHON, else python), and
-# device (--cpu where torch sees no GPU, else empty). Brings: hold_folder.
+# device (--cpu where torch sees no GPU, else empty). Brings: no_colon, hold_folder.
 root=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python}
 if ! gpus=$("$python" -c 'import fairseq_cli, torch; print(torch.cuda.device_count())' 2>/dev/null)
@@ -14,6 +14,14 @@ device=()
 if [ "$gpus" = 0 ]; then
     device=(--cpu)
 fi
+
+# no_colon SAVE_DIR: ends the script where fairseq would not find the checkpoints again.
+no_colon() {
+    if [[ $1 == *:* ]]; then
+        echo "error: SAVE_DIR must have no colon, which fairseq takes for the end of a path, got $1" >&2
+        exit 1
+    fi
+}
 
 # hold_folder SAVE_DIR: ends the script where another training writes to the folder, and keeps the next one away. The lock
 # is held by fairseq too, which may outlive the script; one that was told to end has some seconds for it. File systems

@@ -146,8 +146,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def held_folder(folder: Path, what: str) -> Iterator[None]:
-    """Holds a folder's lock, so that a second holder is refused. The lock ends with the process; file systems without
-    locks do without.
+    """Holds a folder's lock, so that a second holder is refused. The lock ends with the process, and with those that it
+    started with close_fds=False; file systems without locks do without.
 
     Args:
         folder: created.
@@ -168,4 +168,5 @@ def held_folder(folder: Path, what: str) -> Iterator[None]:
             raise UserError(f"another {what} is running in {folder}; end it first, or give another folder") from error
         except OSError:
             pass
+        os.set_inheritable(lock.fileno(), True)
         yield

@@ -88,14 +88,23 @@ def add_segmentation(parser: argparse.ArgumentParser, merges: int) -> None:
     )
 
 
+def check_folder(out: Path) -> None:
+    """Check the folder to write.
+
+    Raises:
+        UserError: fairseq would cut its name.
+    """
+    if set(":,") & set(str(out)):
+        raise UserError(f"--out must have neither colon nor comma, at which fairseq cuts names, got {out}")
+
+
 def check_segmentation(options: argparse.Namespace) -> None:
     """Check what `add_segmentation` added, and the folder to write.
 
     Raises:
         UserError: a number is below 1, or fairseq would cut the folder's name.
     """
-    if set(":,") & set(str(options.out)):
-        raise UserError(f"--out must have neither colon nor comma, at which fairseq cuts names, got {options.out}")
+    check_folder(options.out)
     for name in ("merges", "workers"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} must be >= 1, got {getattr(options, name)}")

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from examples.common.errors import UserError
 from examples.common.files import part_path, write_text
 from examples.common.generate_log import read_translations
+from examples.common.machine import processor
 from examples.common.stages import Stages
+from fairseq_g2lstm import ops
 from fairseq_g2lstm.compress.evaluate import bleu
 from fairseq_g2lstm.compress.study import p_value
 
 PLUGIN = Path(__file__).resolve().parents[2] / "fairseq_g2lstm"
 UNPACKED = "--model-overrides={'packed_weights': 'unpack'}"
+SUBWORDS = "@@ "  # the segmentation of subword-nmt, which --remove-bpe means by itself
 BLOCK_LENGTH = 70  # tokens; the state is carried from block to block, so that it decides the speed alone
 _SENTENCES_PER_SECOND = re.compile(r"Translated [\d,]+ sentences .*\(([\d.]+) sentences/s")
 _TOKENS_PER_SECOND = re.compile(r"Evaluated [\d,]+ tokens in .*\(([\d.]+) tokens/s\)")
@@ -36,6 +43,7 @@ class Settings:
         split: the data set.
         beam: hypotheses of beam search.
         batch_size: sentences of a batch, or rows of a text.
+        segmentation: of a translation's words, as fairseq-generate's --remove-bpe takes it.
     """
 
     data: Path
@@ -43,6 +51,7 @@ class Settings:
     split: str
     beam: int
     batch_size: int
+    segmentation: str = SUBWORDS
 
     @property
     def metric(self) -> str:
@@ -68,7 +77,8 @@ class Settings:
         if self.is_language_model:
             return [*command, "--task=g2lstm_language_modeling", f"--tokens-per-sample={BLOCK_LENGTH}", *more]
         # by default fairseq leaves out a set's last batch where its size is no multiple of eight
-        return [*command, f"--beam={self.beam}", "--remove-bpe", "--required-batch-size-multiple=1", *more]
+        joined = "--remove-bpe" if self.segmentation == SUBWORDS else f"--remove-bpe={self.segmentation}"
+        return [*command, f"--beam={self.beam}", joined, "--required-batch-size-multiple=1", *more]
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,14 @@ class Result:
         change: from the float32 model.
         p_value: of a change of BLEU, by paired bootstrap; None of perplexity and of the float32 model.
         speed: sentences/s or tokens/s, fairseq's own figure.
+        machine: that it ran on, a sentence; "" where an earlier version did not keep it.
     """
 
     value: float
     change: float
     p_value: float | None
     speed: float
+    machine: str = ""
 
     def sentence(self, metric: str) -> str:
         p = "" if self.p_value is None else f", p = {self.p_value:.3f}"
@@ -117,18 +129,34 @@ def evaluate(stages: Stages, settings: Settings, checkpoint: Path, own: Path, un
         command = settings.command(checkpoint, *([UNPACKED] if unpacked else []))
         print(shlex.join(command), flush=True)
         _run(command, log)
-        result = _read(settings, log, log_of(own, False))
+        result = replace(_read(settings, log, log_of(own, False)), machine=machine())
         write_text(kept, json.dumps(asdict(result), indent=1) + "\n")
 
+    options = {"beam": settings.beam, "batch_size": settings.batch_size, "unpacked": unpacked}
+    if settings.segmentation != SUBWORDS:
+        options["segmentation"] = settings.segmentation
     own_log = [] if checkpoint == own else [log_of(own, False)]
     stages.run(
         f"evaluate-{checkpoint.parent.name}-{log.stem}",
         work,
         inputs=[checkpoint, *own_log, *settings.files()],
         outputs=[log, kept],
-        options={"beam": settings.beam, "batch_size": settings.batch_size, "unpacked": unpacked},
+        options=options,
     )
     return Result(**json.loads(kept.read_text(encoding="utf-8")))
+
+
+def machine() -> str:
+    """The machine and the versions that an evaluation runs on, in a sentence, and whether it unpacks all integers."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "ve-fairseq", "sacrebleu"))
+    n_threads = torch.get_num_threads()
+    unpacks = "" if ops.integer_products() else (
+        " Kept integers are unpacked too: the kernels that multiply them are not built."
+    )
+    return (
+        f"{processor()} ({torch.backends.cpu.get_cpu_capability()}), {len(os.sched_getaffinity(0))} cores, "
+        f"{n_threads} thread{'s' if n_threads > 1 else ''}; Python {platform.python_version()}, {packages}.{unpacks}"
+    )
 
 
 def _read(settings: Settings, log: Path, own_log: Path) -> Result:

@@ -81,6 +81,7 @@ class Model:
         kind: `lstm`, `g2lstm`, `lstm_lm` or `g2lstm_lm`.
         gate_type: of its gates; `sigmoid` of a stock model.
         seed: of its training.
+        target_lang: what a translation model translates to, where its training was told; else None.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Model:
     kind: str
     gate_type: str
     seed: int
+    target_lang: str | None
 
     @property
     def is_language_model(self) -> bool:
@@ -116,7 +118,8 @@ def read_model(name: str, checkpoint: Path) -> Model:
     if META in state["model"]:
         raise UserError(f"{checkpoint} is packed already; give the one that it was made of")
     gate_type = str(model_options(state).get("gate_type") or "sigmoid") if kind.startswith("g2") else "sigmoid"
-    return Model(name, checkpoint, kind, gate_type, int(state["cfg"]["common"]["seed"]))
+    seed, target_lang = int(state["cfg"]["common"]["seed"]), state["cfg"]["task"].get("target_lang")
+    return Model(name, checkpoint, kind, gate_type, seed, target_lang)
 
 
 def to_pack(stages: Stages, model: Model) -> Path:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from sacrebleu.metrics import BLEU
 
 from examples.common.files import write_text
-from examples.common.machine import processor
 from examples.compression.evaluation import Result, Settings
 from examples.compression.packings import Model, Packed
-from fairseq_g2lstm import ops
 from fairseq_g2lstm.compress.search import Found
 
 SIGNIFICANT = 0.05
@@ -48,7 +42,7 @@ class Row:
         columns = {"model": self.model, "packing": self.packing, **sizes}
         for how, result in (("kept", self.kept), ("unpacked", self.unpacked)):
             values = asdict(result) if result else dict.fromkeys(field.name for field in fields(Result))
-            columns |= {f"{how}_{name}": value for name, value in values.items()}
+            columns |= {f"{how}_{name}": value for name, value in values.items() if name != "machine"}
         return columns
 
 
@@ -75,7 +69,8 @@ def write(
     Returns:
         The text of packed.md.
     """
-    lines = [*_table(rows, settings), "", *_notes(models, settings), f"`{command}`", "", *_choices(found, allowed)]
+    notes = [*_notes(rows, models, settings), f"`{command}`"]
+    lines = [*_table(rows, settings), "", *notes, "", *_choices(found, allowed)]
     text = "\n".join(lines) + "\n"
     write_text(out / "packed.md", text)
     stream = io.StringIO()
@@ -112,7 +107,7 @@ def _value(result: Result | None, of_float32: bool = False) -> str:
     return f"{result.value:.2f} ({result.change:+.2f}{p})"
 
 
-def _notes(models: Sequence[Model], settings: Settings) -> list[str]:
+def _notes(rows: Sequence[Row], models: Sequence[Model], settings: Settings) -> list[str]:
     bleu = BLEU(tokenize="none", force=True)
     bleu.corpus_score(["a"], [["a"]])
     metric = (
@@ -129,11 +124,16 @@ def _notes(models: Sequence[Model], settings: Settings) -> list[str]:
         "run each, beside whatever else the machine did; the benchmark of speed is in benchmarks/.",
         *([f"Stock, and converted to be packed: {', '.join(converted)}."] if converted else []),
         f"Seeds of the trainings: {', '.join(f'{model.name} {model.seed}' for model in models)}. {settings.split}, "
-        f"batches of {settings.batch_size}. {machine()}",
+        f"batches of {settings.batch_size}. {' '.join(_machines(rows))}",
     ]
-    if not ops.integer_products():
-        lines.insert(1, "Kept integers are unpacked too: the kernels that multiply them are not built.")
     return lines
+
+
+def _machines(rows: Sequence[Row]) -> list[str]:
+    """The machines of the evaluations, whenever they were made, each once."""
+    results = [result for row in rows for result in (row.kept, row.unpacked) if result is not None]
+    found = dict.fromkeys(result.machine or "Some by an earlier version, which kept no machine." for result in results)
+    return list(found)
 
 
 def _choices(found: Mapping[str, Found], allowed: float) -> list[str]:
@@ -148,13 +148,3 @@ def _choices(found: Mapping[str, Found], allowed: float) -> list[str]:
             "",
         ]
     return lines[:-1]
-
-
-def machine() -> str:
-    """The machine and the versions, in a sentence."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "ve-fairseq", "sacrebleu"))
-    n_threads = torch.get_num_threads()
-    return (
-        f"{processor()} ({torch.backends.cpu.get_cpu_capability()}), {len(os.sched_getaffinity(0))} cores, "
-        f"{n_threads} thread{'s' if n_threads > 1 else ''}; Python {platform.python_version()}, {packages}."
-    )

@@ -17,15 +17,20 @@ import sys
 import warnings
 from pathlib import Path
 
+from fairseq.data import Dictionary
+from fairseq.data.data_utils import infer_language_pair
+
 from examples.common.errors import UserError, run_main
+from examples.common.files import held_folder
 from examples.common.options import docstring_parser
 from examples.common.stages import Stages
 from examples.compression import report
-from examples.compression.evaluation import Result, Settings, evaluate
+from examples.compression.evaluation import SUBWORDS, Result, Settings, evaluate
 from examples.compression.packings import FLOAT32, LAYERS, Model, Packing, pack_model, read_model, to_pack
 from examples.compression.progress import Progress
 from examples.quickstart.arms import ARMS
 from fairseq_g2lstm.command_line import names
+from fairseq_g2lstm.compress.evaluate import segmentation_of
 from fairseq_g2lstm.compress.report import markdown, plot, write_csv
 from fairseq_g2lstm.compress.search import CANDIDATES, Found, search
 from fairseq_g2lstm.compress.study import DEFAULTS, study
@@ -116,6 +121,20 @@ def read_models(paths: dict[str, Path]) -> list[Model]:
     return models
 
 
+def read_segmentation(data: Path, model: Model) -> str:
+    """How the words of a translation model's target language were cut, as fairseq-generate's --remove-bpe takes it.
+
+    Raises:
+        UserError: the dictionary is missing.
+    """
+    # of a training that named no languages fairseq finds them, here as there, in the names of the data's files
+    language = model.target_lang or (data.is_dir() and infer_language_pair(str(data))[1])
+    path = data / f"dict.{language}.txt"
+    if not path.is_file():
+        raise UserError(f"{data} has no dictionary of what {model.name} translates to; give its data-bin folder")
+    return segmentation_of(Dictionary.load(str(path)))
+
+
 def make_study(options: argparse.Namespace, compressions: tuple[str, ...], progress: Progress) -> None:
     """The study of all models, its table, numbers and picture."""
     cells = study(
@@ -193,8 +212,21 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated; run it again to go on"))
     warnings.filterwarnings("ignore", message=".*pin_memory")
     models = read_models(options.models)
+    with held_folder(options.out, "compression"):
+        compress(options, models)
+
+
+def compress(options: argparse.Namespace, models: list[Model]) -> None:
+    """Studies, packs and evaluates the models, and writes what they came to.
+
+    Raises:
+        UserError: the data do not fit the models, or fairseq failed.
+    """
     is_language_model = models[0].is_language_model
-    settings = Settings(options.data, is_language_model, options.split, options.beam, options.batch_size)
+    segmentation = SUBWORDS if is_language_model else read_segmentation(options.data, models[0])
+    settings = Settings(
+        options.data, is_language_model, options.split, options.beam, options.batch_size, segmentation
+    )
     stages = Stages(options.out, say=lambda line: print(line) if line.endswith("changed") else None)
     compressions = QUICK_COMPRESSIONS if options.quick else DEFAULTS
     plans = {model.name: model.packings(options.quick) for model in models}

@@ -19,7 +19,7 @@ from pathlib import Path
 from examples.common.archives import extract
 from examples.common.download import Remote, fetch
 from examples.common.errors import UserError, run_main
-from examples.common.files import read_pairs
+from examples.common.files import held_folder, read_pairs
 from examples.common.markup import read_segments, read_tagged
 from examples.common.options import docstring_parser
 from examples.common.preprocess import add_segmentation, check_segmentation, segment_and_binarise, segment_split, sides
@@ -130,36 +130,37 @@ def prepare(options: argparse.Namespace) -> None:
     if options.test_only != (options.codes is not None):
         raise UserError("--test-only and --codes PATH belong together: give both or neither")
     stages = Stages(options.out)
-    original = options.out / "orig"
-    archive = options.archive
-    if archive is None:
-        by_hand = (
-            "fetch de-en.tgz of IWSLT 2014 by hand, there or from the WIT3 site "
-            "(wit3.fbk.eu, 2014-01), and give it with --archive PATH"
+    with held_folder(options.out, "preparation"):
+        original = options.out / "orig"
+        archive = options.archive
+        if archive is None:
+            by_hand = (
+                "fetch de-en.tgz of IWSLT 2014 by hand, there or from the WIT3 site "
+                "(wit3.fbk.eu, 2014-01), and give it with --archive PATH"
+            )
+            archive = fetch(Remote(options.url, by_hand=by_hand), options.out / "download")
+        elif not archive.is_file():
+            raise UserError(f"no such file: {archive} (given with --archive)")
+        names = TEST if options.test_only else (TRAIN, *TEST)
+        wanted = {path.name: path for name in names for path in both(original, name)}
+        stages.run(
+            "extract",
+            lambda: extract(archive, wanted),
+            inputs=[archive],
+            outputs=wanted.values(),
         )
-        archive = fetch(Remote(options.url, by_hand=by_hand), options.out / "download")
-    elif not archive.is_file():
-        raise UserError(f"no such file: {archive} (given with --archive)")
-    names = TEST if options.test_only else (TRAIN, *TEST)
-    wanted = {path.name: path for name in names for path in both(original, name)}
-    stages.run(
-        "extract",
-        lambda: extract(archive, wanted),
-        inputs=[archive],
-        outputs=wanted.values(),
-    )
-    prepare_test(stages, original, options.workers)
-    if options.test_only:
-        segment_split(stages, "test", LANGUAGES, options.codes, workers=options.workers)
-        return
-    prepare_train(stages, original, options.workers)
-    segment_and_binarise(
-        stages,
-        LANGUAGES,
-        merges=options.merges,
-        joined_dictionary=False,
-        workers=options.workers,
-    )
+        prepare_test(stages, original, options.workers)
+        if options.test_only:
+            segment_split(stages, "test", LANGUAGES, options.codes, workers=options.workers)
+            return
+        prepare_train(stages, original, options.workers)
+        segment_and_binarise(
+            stages,
+            LANGUAGES,
+            merges=options.merges,
+            joined_dictionary=False,
+            workers=options.workers,
+        )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ if [ ! -f "$data_bin/dict.txt" ]; then
     exit 1
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/../common/environment.sh"
+no_colon "$save_dir"
 
 # Zaremba et al. sum the loss over a block and average it over its rows: --sentence-avg.
 case $recipe in

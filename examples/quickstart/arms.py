@@ -125,6 +125,7 @@ def _running(command: list[str], threads: int) -> Iterator[subprocess.Popen[str]
         encoding="utf-8",
         errors="replace",
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUTF8": "1"},
+        close_fds=False,  # it holds the folder's lock too, since it may outlive this process
     )
     try:
         yield process
@@ -200,11 +201,23 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
 
-def _identity(command: list[str], data: Path) -> str:
-    """What makes two trainings the same: the command and the data."""
+def _identity(command: list[str], data: Path) -> dict[str, Any]:
+    """What a training is begun with: the command, and the data's contents."""
     files = [path for path in sorted(data.iterdir()) if path.suffix != ".log"]
-    hashes = {path.name: sha256_of(path) for path in files}
-    return json.dumps({"command": command, "data": hashes}, indent=1)
+    return {"command": command, "data": {path.name: sha256_of(path) for path in files}}
+
+
+def _same_training(text: str, identity: dict[str, Any]) -> bool:
+    """Whether what a folder tells of its training is this one, wherever the folders are and on whatever device."""
+    with suppress(ValueError, KeyError, TypeError):
+        return _placeless(json.loads(text)) == _placeless(identity)
+    return False
+
+
+def _placeless(identity: dict[str, Any]) -> dict[str, Any]:
+    python, flag, module, _, *options = identity["command"]
+    options = [option for option in options if option != "--cpu" and not option.startswith("--save-dir=")]
+    return {**identity, "command": [python, flag, module, *options]}
 
 
 def train(
@@ -227,13 +240,13 @@ def train(
     identity = _identity(command, data)
     started, finished = folder / "started.json", folder / "finished.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if not started.exists() or started.read_text(encoding="utf-8") != identity:
+    if not started.exists() or not _same_training(started.read_text(encoding="utf-8"), identity):
         if started.exists():
             print(f"{arm}: its options or its data changed, so it starts over")
         for pattern in ("checkpoint*.pt", "train.log", "generate-test.txt", finished.name):
             for stale in folder.glob(pattern):
                 stale.unlink()
-        write_text(started, identity)
+        write_text(started, json.dumps(identity, indent=1))
     if finished.exists():
         print(f"{arm}: finished before, kept ({folder})")
         return

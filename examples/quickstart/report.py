@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from sacrebleu.metrics import BLEU
 
 from examples.common.errors import UserError
@@ -145,7 +143,14 @@ def _machines(rows: list[Row]) -> str:
 
 
 def draw_gates(rows: list[Row], path: Path) -> None:
-    """Histograms of the gates, a column an arm, input gates above forget gates, as a PNG file."""
+    """Histograms of the gates, a column an arm, input gates above forget gates, as a PNG file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
     figure = Figure(figsize=(3.1 * len(rows), 5.2), layout="constrained")
     axes = figure.subplots(2, len(rows), sharex=True, sharey=True, squeeze=False)
     for column, row in enumerate(rows):

@@ -21,7 +21,7 @@ from pathlib import Path
 from examples.common.errors import UserError, run_main
 from examples.common.files import held_folder, write_text
 from examples.common.options import docstring_parser
-from examples.common.preprocess import segment_and_binarise, sides
+from examples.common.preprocess import check_folder, segment_and_binarise, sides
 from examples.common.stages import Stages
 from examples.quickstart import corpus
 from examples.quickstart.arms import ARMS, ROOT, Recipe, train, translate
@@ -127,6 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     out = options.out.resolve()
     if out.is_relative_to(ROOT):
         out = out.relative_to(ROOT)
+    check_folder(out)
     os.chdir(ROOT)
     with held_folder(out, "quickstart"):
         compare(options, out)
@@ -177,8 +178,13 @@ def compare(options: argparse.Namespace, out: Path) -> None:
     }
     write_text(out / "results.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "results.md", table)
-    report.draw_gates(rows, out / "gates.png")
-    print("", table, f"{out / 'results.md'}, results.json and gates.png written", sep="\n")
+    print("", table, f"{out / 'results.md'} and results.json written", sep="\n")
+    try:
+        report.draw_gates(rows, out / "gates.png")
+    except ImportError:
+        print("no picture: matplotlib is not installed", file=sys.stderr)
+    else:
+        print(f"{out / 'gates.png'} written")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from examples.common.archives import extract
 from examples.common.download import Remote, fetch, verify
 from examples.common.errors import UserError, run_main
-from examples.common.files import read_lines, read_pairs
+from examples.common.files import held_folder, read_lines, read_pairs
 from examples.common.markup import read_segments
 from examples.common.options import docstring_parser
 from examples.common.preprocess import add_segmentation, check_segmentation, segment_and_binarise, sides
@@ -181,27 +181,28 @@ def prepare(options: argparse.Namespace) -> None:
     """
     check_segmentation(options)
     stages = Stages(options.out)
-    corpora = (*TRAINING, VALID, TEST)
-    archives = [find_archive(corpus, options) for corpus in corpora]
-    texts = [
-        prepare_corpus(stages, corpus, archive, options.workers)
-        for corpus, archive in zip(corpora, archives, strict=True)
-    ][: len(TRAINING)]
-    train = sides(options.out / "text", "train", LANGUAGES)
-    stages.run(
-        "text-train",
-        lambda: write_pairs(chain.from_iterable(read_pairs(*pair) for pair in texts), *train),
-        inputs=chain.from_iterable(texts),
-        outputs=train,
-    )
-    segment_and_binarise(
-        stages,
-        LANGUAGES,
-        merges=options.merges,
-        joined_dictionary=options.joined_dictionary,
-        clean_segmented=CLEANING_SEGMENTED,
-        workers=options.workers,
-    )
+    with held_folder(options.out, "preparation"):
+        corpora = (*TRAINING, VALID, TEST)
+        archives = [find_archive(corpus, options) for corpus in corpora]
+        texts = [
+            prepare_corpus(stages, corpus, archive, options.workers)
+            for corpus, archive in zip(corpora, archives, strict=True)
+        ][: len(TRAINING)]
+        train = sides(options.out / "text", "train", LANGUAGES)
+        stages.run(
+            "text-train",
+            lambda: write_pairs(chain.from_iterable(read_pairs(*pair) for pair in texts), *train),
+            inputs=chain.from_iterable(texts),
+            outputs=train,
+        )
+        segment_and_binarise(
+            stages,
+            LANGUAGES,
+            merges=options.merges,
+            joined_dictionary=options.joined_dictionary,
+            clean_segmented=CLEANING_SEGMENTED,
+            workers=options.workers,
+        )
 
 
 if __name__ == "__main__":
