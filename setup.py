@@ -32,7 +32,7 @@ NAME = "fairseq_g2lstm._kernels"
 # No flag names an instruction set: the kernels choose theirs at run time.
 CXX_FLAGS = ["-O3", "-g0", "-Wall", "-Wno-maybe-uninitialized", "-fvisibility=hidden"]
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
-NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden"]
+NVCC_FLAGS = ["-O3", "-lineinfo", "-std=c++17", "-Xcompiler=-fvisibility=hidden"]
 CUDA_ARCHITECTURES = ("8.0", "9.0")  # in the build the last one also as PTX, for later devices
 
 

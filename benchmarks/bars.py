@@ -55,8 +55,8 @@ LANGUAGE_MODEL_BARS: dict[str, dict[str, Bar]] = {
 PACKED_BAR = Bar(1.0, at_most=False)
 
 
-def layer_bar(device: str, shape: Shape, backward: bool, peer: str) -> Bar | None:
-    """The bar of a layer's time against a peer's, or None where there is none."""
-    if not backward or shape not in LAYER_SHAPES[device]:
+def layer_bar(device: str, shape: Shape, backward: bool, tf32: bool, peer: str) -> Bar | None:
+    """The bar of a layer's time against a peer's, or None where there is none, as where float32 is rounded to TF32."""
+    if not backward or tf32 or shape not in LAYER_SHAPES[device]:
         return None
     return LAYER_BARS[device].get(peer)

@@ -1,7 +1,7 @@
 """What the benchmarks of whole models share: two arms trained by fairseq in turns, and their numbers side by side."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,13 @@ def describe_data(data: Path, dictionary: str, texts: Sequence[str], made_by: st
         "types": {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in dictionaries},
         "sha256": {path.name: sha256_of(path) for paths in found for path in paths},
     }
+
+
+def write_results(result: Result, out: Path, markdown: Callable[[Result], str]) -> None:
+    """Writes results.json and, as `markdown` makes it of the result, results.md, which says where it is unfinished."""
+    write_json(result, out)
+    unfinished = "" if result["complete"] else "**Unfinished:** the run was stopped, or goes on.\n\n"
+    write_text(out / "results.md", unfinished + markdown(result))
 
 
 def write_json(result: Result, out: Path) -> None:

@@ -15,13 +15,12 @@ from benchmarks.comparison import (
     describe_data,
     same_tokens,
     train_in_turns,
-    write_json,
+    write_results,
 )
 from benchmarks.fairseq_runs import PLUGIN, PRECISIONS, Translation, read_state, train_checkpoint, translate
 from benchmarks.tables import end_to_end_markdown
 from benchmarks.timing import Spread, in_turns
 from examples.common.errors import UserError
-from examples.common.files import write_text
 
 # The arms: fairseq's own model, and the plugin's of the same sizes.
 ARMS = {
@@ -86,7 +85,7 @@ def embedded_corpus(work: Path, smoke: bool) -> Path:
 
 
 def run(settings: Settings) -> Result:
-    """Trains and translates; writes results.json after each part, results.md at the end.
+    """Trains and translates; writes results.json and results.md after each part.
 
     Returns:
         What stands in results.json.
@@ -113,11 +112,10 @@ def run(settings: Settings) -> Result:
     for precision in settings.precisions:
         for encoder in settings.encoders:
             result["training"].append(compare_training(settings, encoder, precision))
-            write_json(result, settings.out)
+            write_results(result, settings.out, end_to_end_markdown)
     result["translation"] = compare_translation(settings)
     result["complete"] = True
-    write_json(result, settings.out)
-    write_text(settings.out / "results.md", end_to_end_markdown(result))
+    write_results(result, settings.out, end_to_end_markdown)
     return result
 
 

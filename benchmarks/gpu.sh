@@ -3,22 +3,26 @@
 # result. A step that fails or outlasts its limit does not stop the others, but for a build without CUDA kernels; a short
 # table of all comes last. Without a GPU it runs too, on the CPU.
 #
-# usage: bash benchmarks/gpu.sh [build|kernels|persistent|sanitize|profile|layer|end-to-end|language-model|suite|ptb ...]
+# usage: bash benchmarks/gpu.sh [build|kernels|layer|end-to-end|persistent|layer-persistent|sanitize|profile|language-model|
+#                                suite|ptb ...]
 #   default: all but ptb, in this order; kernels, persistent and suite are the tests of the CUDA operators, of the layer in
-#   one launch, and all others. ptb trains and evaluates by the recipes of examples/ptb; called again, it goes on
+#   one launch, and all others; layer-persistent times the layer in one launch, unless its tests have just failed. ptb trains
+#   and evaluates by the recipes of examples/ptb; called again, it goes on
 #   OUT          folder of logs and results (default runs/gpu); its steps.txt has the steps of every call
-#   ARCHIVE      file that holds all of OUT after every step, for where few files come back; not in OUT
+#   ARCHIVE      file that holds all of OUT after every step, for where few files come back; not in OUT. The library that
+#                build made is put beside it
 #   WHEELS       folder of wheels to install first, where there is no network
 #   DATA         fairseq's data-bin for end-to-end (default: the quickstart's generated text)
 #   CHECKPOINT   stock checkpoint to translate with (default: one is trained)
 #   TEXT         fairseq's data-bin of a text for language-model (default: the quickstart's generated text)
 #   PTB_RUNS     trainings of ptb, RECIPE-GATES each (default "medium-sigmoid medium-gumbel awd-sigmoid awd-gumbel")
 #   PTB_DIR      their checkpoints (default runs/gpu-ptb)
-#   LIMIT        seconds that a step may take, each training of ptb too (default 3600)
+#   LIMIT        seconds that a step may take, each training of ptb too, but for build (default 3600)
 #   BUDGET       seconds for all of it: steps get no more than what is left, and the benchmarks are short ones
 #   LAYER_OPTIONS, END_TO_END_OPTIONS, LANGUAGE_MODEL_OPTIONS
 #                further options of those parts of benchmarks.run, as "--rounds 3 --no-sweep"
-#   NEED_GPU=1   ends at once where torch sees no GPU
+#   COMMIT       what the results say where the tree has no history
+#   NEED_GPU=1   ends at once where torch sees no GPU or nothing tells the commit; a profiler that is not there is a failure
 #   SMOKE=1      tiny sizes, to see that everything works
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -26,7 +30,9 @@ OUT=${OUT:-runs/gpu}
 mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(build kernels persistent sanitize profile layer end-to-end language-model suite)
+[ ${#steps[@]} -gt 0 ] || steps=(
+    build kernels layer end-to-end persistent layer-persistent sanitize profile language-model suite
+)
 smoke=${SMOKE:+--smoke}
 if [ -n "${ARCHIVE:-}" ] && [[ $(realpath -m "$ARCHIVE") == "$OUT"/* ]]; then
     echo "error: ARCHIVE=$ARCHIVE lies in OUT, all of which it would hold" >&2
@@ -51,6 +57,13 @@ export PYTHONUNBUFFERED=1
 if [ -z "${CUDA_HOME:-}" ] && [ -x /usr/local/cuda/bin/nvcc ]; then
     export CUDA_HOME=/usr/local/cuda
 fi
+for folder in "${CUDA_HOME:-/usr/local/cuda}/bin" /opt/nvidia/nsight-compute/*/; do
+    [ -d "$folder" ] && PATH=$PATH:$folder
+done
+if ! python3 -c "import torch, fairseq" > "$OUT/imports.log" 2>&1; then
+    echo "error: torch and fairseq cannot be imported: $(tail -n 1 "$OUT/imports.log")" >&2
+    exit 1
+fi
 gpu=$(python3 -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')")
 if [ -n "$gpu" ]; then
     TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(python3 -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")}
@@ -60,6 +73,10 @@ if [ -n "$gpu" ]; then
     nvidia-smi > "$OUT/nvidia-smi.txt" 2>&1
 elif [ -n "${NEED_GPU:-}" ]; then
     echo "error: torch sees no GPU" >&2
+    exit 1
+fi
+if [ -n "${NEED_GPU:-}" ] && [ -z "${COMMIT:-}" ] && ! git rev-parse HEAD > /dev/null 2>&1; then
+    echo "error: the tree has no history: give the commit that the results are of as COMMIT" >&2
     exit 1
 fi
 for folder in ${DATA:+"$DATA"} ${TEXT:+"$TEXT"}; do
@@ -73,8 +90,8 @@ if [ -n "${CHECKPOINT:-}" ] && [ ! -f "$CHECKPOINT" ]; then
     exit 1
 fi
 if [ -n "${BUDGET:-}" ]; then
-    : "${LAYER_OPTIONS=--rounds 3 --no-sweep --peers g2lstm g2lstm-persistent torch.nn.LSTM}"
-    : "${END_TO_END_OPTIONS=--repeats 1 --encoders two}"
+    : "${LAYER_OPTIONS=--rounds 3 --no-sweep}"
+    : "${END_TO_END_OPTIONS=--repeats 2 --encoders two --updates 110 --warmup 50 --decode-updates 100}"
     : "${LANGUAGE_MODEL_OPTIONS=--rounds 1 --units 650 --blocks 20x35}"
 fi
 
@@ -118,21 +135,30 @@ has_text() {
 
 # without the CUDA kernels tests would skip and benchmarks run the reference
 build() {
-    FAIRSEQ_G2LSTM_REQUIRE_KERNELS=1 step build python3 setup.py build_ext --inplace
+    LIMIT=3600 FAIRSEQ_G2LSTM_REQUIRE_KERNELS=1 step build python3 setup.py build_ext --inplace
     if [ -n "$gpu" ] && ! built; then
-        echo "error: built without CUDA kernels; why stands in $(basename "$OUT")/build.log" >&2
+        echo "error: built without CUDA kernels; why stands in $(basename "$OUT")/build.log. $(tail -n 1 "$OUT/built.log")" >&2
         exit 1
+    fi
+    if [ -n "$gpu" ] && [ -n "${ARCHIVE:-}" ]; then
+        cp fairseq_g2lstm/_kernels*.so "$(dirname "$ARCHIVE")" 2> /dev/null
     fi
 }
 built() {
     python3 -c "
 import sys
 from benchmarks.machine import kernels_missing
-sys.exit(kernels_missing('cuda'))" 2> /dev/null
+sys.exit(kernels_missing('cuda'))" > "$OUT/built.log" 2>&1
 }
 if [ -n "$gpu" ] && [[ " ${steps[*]} " != *" build "* ]] && ! built; then
     build
 fi
+
+# lacks STEP TOOL: whether the step has no GPU or no such tool, which is told
+lacks() {
+    [ -n "$gpu" ] && command -v "$2" > /dev/null && return 1
+    note "$(printf '%-19s left out: ' "$1")$([ -n "$gpu" ] && echo "$2 is not there" || echo "it needs a GPU and $2")"
+}
 
 # several processes where pytest-xdist is: one after the other the tests take long
 processes=$(python3 -c "import os, xdist; print(len(os.sched_getaffinity(0)))" 2>/dev/null)
@@ -141,6 +167,14 @@ pytest=(python3 -m pytest -v --tb short)
 has_limits=$(python3 -c "import pytest_timeout; print(1)" 2> /dev/null)
 pytest+=(${has_limits:+--timeout 120 --timeout-method thread})
 tests=("${pytest[@]}" ${processes:+--numprocesses "$processes"})
+persistent=
+
+# sanitized STEP TESTS: some of the tests of the CUDA operators under compute-sanitizer's tool that the step is named after
+sanitized() {
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$1" compute-sanitizer --tool "${1%%-*}" "${sanitizer[@]}" \
+        "${pytest[@]}" ${has_limits:+--timeout 60} tests/test_cuda.py -k "$2"
+}
+
 for name in "${steps[@]}"; do
     case $name in
         build) build ;;
@@ -148,39 +182,53 @@ for name in "${steps[@]}"; do
             step kernels "${tests[@]}" tests/test_cuda.py tests/test_cuda_models.py tests/test_philox.py -k "not persistent"
             ;;
         # A kernel that fails takes its process's CUDA context along, so these have processes of their own.
-        persistent) step persistent "${tests[@]}" tests/test_cuda.py -k persistent ;;
+        persistent) step persistent "${tests[@]}" tests/test_cuda.py -k persistent || persistent=failed ;;
         suite)
             # as on a machine without a GPU: fairseq's --cpu clips gradients by a norm on the GPU that it sees, and fails
             CUDA_VISIBLE_DEVICES= step suite "${tests[@]}" --dist loadfile ${SMOKE:+tests/test_cell.py} \
                 --ignore tests/test_cuda.py --ignore tests/test_cuda_models.py
             ;;
         sanitize)
-            if [ -z "$gpu" ] || ! command -v compute-sanitizer > /dev/null; then
-                note "sanitize            left out: it needs a GPU and compute-sanitizer"
-                continue
+            lacks sanitize compute-sanitizer && continue
+            # The tools slow a kernel down many times, so each sees a few cases of our own kernels; a bad access ends its
+            # kernel, and what comes later is seen too. These options have not always been there.
+            sanitizer=(--report-api-errors no --error-exitcode 3 --target-processes all)
+            can=$(compute-sanitizer --help 2> /dev/null)
+            if [[ $can == *--kernel-name* ]]; then
+                sanitizer+=(--kernel-name kns=g2lstm)
+            elif [[ $can == *--kernel-regex* ]]; then
+                sanitizer+=(--kernel-regex kns=g2lstm)
             fi
-            # The tools slow a kernel down many times: each sees a few cases of every operator, and has longer for them.
-            # Within a segment of torch's allocator memcheck would find nothing out of bounds.
-            for tool in memcheck racecheck; do
-                PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" \
-                    compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 3 --target-processes all \
-                    "${pytest[@]}" ${has_limits:+--timeout 600} --maxfail 5 tests/test_cuda.py -k "float32 and (ragged or step) or \
-                    random_words or persistent and every_mode or persistent and more_pieces and float32 or \
-                    decoder and every_size and float32"
-            done
+            [[ $can != *--destroy-on-device-error* ]] || sanitizer+=(--destroy-on-device-error kernel)
+            # Within a segment of torch's allocator memcheck would find nothing out of bounds. Shared memory, racecheck's
+            # matter, have the attention and the layer in one launch.
+            decoder="test_decoder_equals_the_reference_at_every_size and float32"
+            few="test_persistent_layer and (in_every_mode or more_pieces)"
+            sanitized memcheck "test_step_equals_the_reference_at_every_size and float32 or test_random_words or \
+                test_layer_equals_the_reference_at_every_length and ragged and float32 or $decoder"
+            sanitized memcheck-persistent "$few"
+            sanitized racecheck "$decoder"
+            sanitized racecheck-persistent "$few"
             ;;
         profile)
-            if [ -z "$gpu" ] || ! command -v ncu > /dev/null; then
-                note "profile             left out: it needs a GPU and ncu"
-                continue
-            fi
+            lacks profile ncu && continue
             # every kernel a few times, each replayed for its counters, at the clocks that the device has; cuBLAS calls
             # its products by several names
-            step profile ncu --set basic --clock-control none --kernel-name-base demangled \
-                --kernel-name "regex:run_sequence|run_units|gemm|nvjet" --launch-count 400 \
-                --csv --log-file "$OUT/profile.csv" python3 -m benchmarks.profiled
+            for kernel in steps persistent; do
+                step "profile-$kernel" ncu --set basic --clock-control none --kernel-name-base demangled \
+                    --kernel-name "regex:run_sequence|run_units|gemm|nvjet" --launch-count 200 \
+                    --csv --log-file "$OUT/profile-$kernel.csv" python3 -m benchmarks.profiled "$kernel"
+            done
             ;;
         layer) step layer python3 -m benchmarks.run layer $smoke --out "$OUT/layer" ${LAYER_OPTIONS:-} ;;
+        layer-persistent)
+            if [ -n "$persistent" ]; then
+                note "$(printf '%-19s left out: its tests failed' "$name")"
+                continue
+            fi
+            step layer-persistent python3 -m benchmarks.run layer $smoke --out "$OUT/layer-persistent" ${LAYER_OPTIONS:-} \
+                --peers g2lstm g2lstm-persistent torch.nn.LSTM
+            ;;
         end-to-end)
             has_text DATA || continue
             step end-to-end python3 -m benchmarks.run end-to-end $smoke --out "$OUT/end-to-end" \
@@ -212,8 +260,8 @@ for name in "${steps[@]}"; do
             step ptb python3 -m examples.ptb.compare "${folders[@]}"
             ;;
         *)
-            echo "error: no step is called $name: build, kernels, persistent, sanitize, profile, layer, end-to-end," \
-                "language-model, suite or ptb" >&2
+            echo "error: no step is called $name: build, kernels, layer, end-to-end, persistent, layer-persistent, sanitize," \
+                "profile, language-model, suite or ptb" >&2
             exit 2
             ;;
     esac
@@ -221,4 +269,4 @@ done
 echo
 echo "${gpu:-no GPU}; logs and results in $(basename "$OUT"):"
 cat "$table"
-! grep -q 'exit [0-9]\|no time$' "$table"
+! grep -q "exit [0-9]\|no time\$${NEED_GPU:+\|is not there\$}" "$table"

@@ -17,13 +17,13 @@ from benchmarks.comparison import (
     describe_data,
     same_tokens,
     train_in_turns,
-    write_json,
+    write_results,
 )
 from benchmarks.end_to_end import embedded_corpus
 from benchmarks.fairseq_runs import PLUGIN, PRECISIONS, Evaluation, evaluate, run_fairseq, train_checkpoint
 from benchmarks.tables import language_model_markdown
 from benchmarks.timing import Spread, in_turns
-from examples.common.files import atomic_directory, write_text
+from examples.common.files import atomic_directory
 from examples.common.stages import Stages
 
 STOCK, OURS, CARRIED = "lstm_lm", "g2lstm_lm", "g2lstm_lm carried"
@@ -124,7 +124,7 @@ def embedded_text(work: Path, smoke: bool, threads: int) -> Path:
 
 
 def run(settings: Settings) -> Result:
-    """Evaluates and trains; writes results.json after each part, results.md at the end.
+    """Evaluates and trains; writes results.json and results.md after each part.
 
     Returns:
         What stands in results.json.
@@ -153,14 +153,13 @@ def run(settings: Settings) -> Result:
         checkpoints = make_checkpoints(settings, size)
         for blocks in settings.blocks:
             result["evaluation"].append(compare_evaluation(settings, size, blocks, checkpoints))
-            write_json(result, settings.out)
+            write_results(result, settings.out, language_model_markdown)
     for precision in settings.precisions:
         for size in settings.sizes:
             result["training"].append(compare_training(settings, size, precision))
-            write_json(result, settings.out)
+            write_results(result, settings.out, language_model_markdown)
     result["complete"] = True
-    write_json(result, settings.out)
-    write_text(settings.out / "results.md", language_model_markdown(result))
+    write_results(result, settings.out, language_model_markdown)
     return result
 
 

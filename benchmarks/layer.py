@@ -177,7 +177,7 @@ def time_case(case: Case, settings: Settings, first_runs: dict[str, str | None])
         threads=settings.threads,
         device=settings.device,
     )
-    bar_of = partial(layer_bar, settings.device, shape, case.backward)
+    bar_of = partial(layer_bar, settings.device, shape, case.backward, case.tf32)
     return {
         "shape": shape._asdict(),
         "dtype": case.dtype,
@@ -195,7 +195,7 @@ def _prepare(peer: str, lstm: G2LSTM, x: torch.Tensor, backward: bool) -> Worklo
     """A peer's workload, run once."""
     prepared = workload(PEERS[peer](lstm).train(), x, backward)
     if peer == "g2lstm-persistent":
-        return persistent_workload(prepared, x, lstm.hidden_size)
+        return persistent_workload(prepared, lstm, x)
     prepared()
     return prepared
 

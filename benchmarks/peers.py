@@ -160,16 +160,17 @@ def _compiled(lstm: G2LSTM) -> G2LSTM:
     return lstm
 
 
-def persistent_workload(run: Workload, x: Tensor, hidden_size: int) -> Workload:
+def persistent_workload(run: Workload, lstm: G2LSTM, x: Tensor) -> Workload:
     """The workload of a layer on CUDA with all steps in one launch, whatever G2LSTM_CUDA_LAYER says; runs it once.
 
     Args:
-        run: trains a layer on x, (T, B, I).
-        x: tells of the sizes and the dtype.
-        hidden_size: of the layer.
+        run: trains the layer on x.
+        lstm: the layer.
+        x: (T, B, I), requires its gradient.
 
     Raises:
-        Unavailable: the device is none of CUDA's, or has no such kernel for the layer, or refuses to launch it.
+        Unavailable: the device is none of CUDA's, or has no such kernel for the layer, or refuses to launch it, or its
+            results are not those of a launch for every step.
     """
 
     def run_persistent() -> object:
@@ -178,7 +179,7 @@ def persistent_workload(run: Workload, x: Tensor, hidden_size: int) -> Workload:
 
     def is_persistent() -> bool:
         with environment(G2LSTM_CUDA_LAYER="persistent"):
-            return bool(torch.ops.g2lstm.cuda_layer(x.dtype, *x.shape[:2], hidden_size) == "persistent")
+            return bool(torch.ops.g2lstm.cuda_layer(x.dtype, *x.shape[:2], lstm.hidden_size) == "persistent")
 
     if not x.is_cuda:
         raise Unavailable("it is a kernel of CUDA's")
@@ -187,7 +188,35 @@ def persistent_workload(run: Workload, x: Tensor, hidden_size: int) -> Workload:
     run_persistent()
     if not is_persistent():
         raise Unavailable("the device refused the launch")
+    check_kernels_agree(lstm, x)
     return run_persistent
+
+
+def check_kernels_agree(lstm: G2LSTM, x: Tensor) -> None:
+    """Holds outputs and gradients of the layer in one launch against those of a launch for every step.
+
+    Sums are in another order, and half types rounded at every step: 2e-4 and eight eps of a tensor's norm are allowed.
+
+    Args:
+        lstm: the layer, in training.
+        x: (T, B, I), requires its gradient.
+
+    Raises:
+        Unavailable: they differ by more, or are no numbers.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for kernel in ("steps", "persistent"):
+        torch.manual_seed(2)
+        with environment(G2LSTM_CUDA_LAYER=kernel):
+            outputs = lstm(x)[0]
+            given = torch.randn(outputs.shape, device=x.device, dtype=x.dtype)
+            found[kernel] = [outputs.detach(), *torch.autograd.grad(outputs, [x, *lstm.parameters()], given)]
+    allowed = 2e-4 if x.dtype == torch.float32 else 8 * torch.finfo(x.dtype).eps
+    names = ("outputs", *(f"gradient of {name}" for name in ("x", *dict(lstm.named_parameters()))))
+    for name, expected, other in zip(names, found["steps"], found["persistent"], strict=True):
+        difference = float((other.double() - expected.double()).norm() / expected.double().norm())
+        if not difference <= allowed:
+            raise Unavailable(f"by a launch for every step, {name} differ by {difference:.2g} of their norm")
 
 
 @contextmanager
@@ -223,9 +252,10 @@ TITLES = {
     "reference": "reference",
     "flashrnn": "FlashRNN",
 }
-# On CUDA the reference makes its noise on the CPU, which takes seconds at the larger shapes and tells nothing.
+# On CUDA the reference makes its noise on the CPU, which takes seconds at the larger shapes and tells nothing; a layer
+# in one launch that fails would take the others' times along, with the process's CUDA context.
 DEFAULT_PEERS = {
     "cpu": ("g2lstm", "torch.nn.LSTM", "identity", "python-loop", "reference"),
-    "cuda": ("g2lstm", "g2lstm-persistent", "torch.nn.LSTM", "identity", "python-loop", "flashrnn"),
+    "cuda": ("g2lstm", "torch.nn.LSTM", "identity", "python-loop", "flashrnn"),
 }
 SWEEP_PEERS = ("g2lstm", "g2lstm-persistent", "torch.nn.LSTM", "identity", "python-loop")

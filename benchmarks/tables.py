@@ -69,18 +69,22 @@ def end_to_end_markdown(result: Result) -> str:
     for row in result["training"]:
         lines += _training_rows([row["encoder"], row["precision"]], row, ("lstm", "g2lstm"))
     same = all(row["same_batches"] for row in result["training"])
-    translation = result["translation"]
-    speeds = _compared(translation["sentences/s"], "sentences_per_s", ",.1f", ("lstm", "g2lstm"))
-    lines.append(_line(["of the checkpoint", "float32", "sentences/s, beam 5", *speeds]))
+    translation, translated = result["translation"], []
+    if translation is not None:
+        speeds = _compared(translation["sentences/s"], "sentences_per_s", ",.1f", ("lstm", "g2lstm"))
+        lines.append(_line(["of the checkpoint", "float32", "sentences/s, beam 5", *speeds]))
+        translated = [
+            f"Translated: {translation['sentences']:,} sentences, with a stock checkpoint of "
+            f"{translation['checkpoint_updates'] or 'unknown'} updates and the same converted to `g2lstm`; "
+            f"{translation['identical']:,} hypotheses are the same in both.",
+            "",
+        ]
     lines += [
         "",
         f"{_runs(settings['repeats'])} {_how_trained(result)} "
         f"The arms saw {_same(same)} batches, by their target tokens.",
         "",
-        f"Translated: {translation['sentences']:,} sentences, with a stock checkpoint of "
-        f"{translation['checkpoint_updates'] or 'unknown'} updates and the same converted to `g2lstm`; "
-        f"{translation['identical']:,} hypotheses are the same in both.",
-        "",
+        *translated,
         _data_and_recipe(settings),
         "",
         sentence(result),

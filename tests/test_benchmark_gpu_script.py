@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_module
 from example_texts import write
 
 # A GPU and kernels are there where GPU and KERNELS say so. What it is told to run, it prints.
@@ -14,7 +14,8 @@ STUB = """#!/bin/sh
 case "$2" in
     *get_device_name*) echo "$GPU" ;;
     *get_device_capability*) echo 9.0 ;;
-    *kernels_missing*) [ -n "$KERNELS" ] ;;
+    *kernels_missing*) [ -n "$KERNELS" ] || { echo "no module named bitarray"; exit 1; } ;;
+    "import torch, fairseq") [ -z "$LACKS_FAIRSEQ" ] || { echo "no module named omegaconf"; exit 1; } ;;
     *xdist*|*pytest_timeout*) exit 1 ;;
     *num2words*) [ -z "$LACKS_TEXT" ] ;;
     *device_count*) echo 0 ;;
@@ -88,11 +89,65 @@ def test_what_is_not_there_is_told_before_the_first_step(tmp_path, name):
 def test_the_layers_kernels_are_profiled_where_there_is_a_gpu(tmp_path, gpu):
     done = gpu_script(tmp_path, "profile", GPU=gpu, KERNELS="built")
     assert done.returncode == 0, done.stderr
-    assert table(tmp_path) == (["profile passed"] if gpu else ["profile left"])
-    if gpu:
-        log = (tmp_path / "out" / "profile.log").read_text()
-        assert log.strip().endswith("profile.csv python3 -m benchmarks.profiled")
+    assert table(tmp_path) == (["profile-steps passed", "profile-persistent passed"] if gpu else ["profile left"])
+    for kernel in ("steps", "persistent") if gpu else ():
+        log = (tmp_path / "out" / f"profile-{kernel}.log").read_text()
+        assert log.strip().endswith(f"profile-{kernel}.csv python3 -m benchmarks.profiled {kernel}")
         assert "--clock-control none" in log  # or ncu would set those of a GPU that others use
+
+
+# as compute-sanitizer tells of itself
+SANITIZER = """#!/bin/sh
+case "$1" in --help) echo "$SANITIZER_HELP" ;; *) echo "$*" ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("told", "given"),
+    [
+        ("--kernel-name --kernel-regex --destroy-on-device-error", "kernel-name kns=g2lstm --destroy-on-device-error"),
+        ("--kernel-regex", "--kernel-regex kns=g2lstm python3"),
+        ("", "--target-processes all python3"),
+    ],
+)
+def test_our_own_kernels_are_sanitized_each_kind_in_a_process_of_its_own(tmp_path, told, given):
+    write(tmp_path / "bin" / "compute-sanitizer", SANITIZER).chmod(0o755)
+    done = gpu_script(tmp_path, "sanitize", GPU="H100", KERNELS="built", SANITIZER_HELP=told)
+    assert done.returncode == 0, done.stderr
+    steps = ["memcheck", "memcheck-persistent", "racecheck", "racecheck-persistent"]
+    assert table(tmp_path) == [f"{step} passed" for step in steps]
+    for step in steps:
+        log = (tmp_path / "out" / f"{step}.log").read_text()
+        assert log.startswith(f"--tool {step.partition('-')[0]} ") and given in log
+        assert ("test_persistent_layer" in log) == step.endswith("persistent")
+        chosen = log[log.index(" -k ") + 4 :].strip()
+        found = run_module("pytest", "tests/test_cuda.py", "-k", chosen, "--collect-only", "-q")
+        n_tests = found.stdout.count("::")
+        assert 4 <= n_tests <= 40, found.stdout
+
+
+def test_a_tool_that_is_not_there_is_a_failure_where_a_gpu_is_needed(tmp_path):
+    for need, status in (("", 0), ("1", 1)):
+        done = gpu_script(tmp_path, "sanitize", GPU="H100", KERNELS="built", NEED_GPU=need, COMMIT="abc")
+        assert done.returncode == status and "left out: compute-sanitizer is not there\n" in done.stdout
+
+
+@pytest.mark.parametrize("fails", ["nothing", "-k persistent"])
+def test_one_launch_is_timed_by_itself_where_its_tests_pass(tmp_path, fails):
+    done = gpu_script(tmp_path, "layer", "persistent", "layer-persistent", GPU="H100", KERNELS="built", FAILS=fails)
+    ends = ("passed", "passed") if fails == "nothing" else ("exit", "left")
+    expected = ["layer passed", f"persistent {ends[0]}", f"layer-persistent {ends[1]}"]
+    assert table(tmp_path) == expected and done.returncode == (fails != "nothing")
+    assert "persistent" not in (tmp_path / "out" / "layer.log").read_text()
+    if fails == "nothing":
+        log = (tmp_path / "out" / "layer-persistent.log").read_text()
+        assert log.strip().endswith("--peers g2lstm g2lstm-persistent torch.nn.LSTM")
+
+
+def test_what_cannot_be_imported_is_told_before_a_build(tmp_path):
+    done = gpu_script(tmp_path, "layer", GPU="H100", LACKS_FAIRSEQ="1")
+    assert done.returncode == 1 and table(tmp_path) == []
+    assert done.stderr == "error: torch and fairseq cannot be imported: no module named omegaconf\n"
 
 
 def test_a_text_that_cannot_be_made_leaves_out_what_needs_it(tmp_path):
@@ -110,6 +165,7 @@ def test_a_gpu_without_kernels_gets_a_build_first_and_without_them_no_step(tmp_p
         assert done.returncode == 0 and table(tmp_path) == ["layer passed"]
     else:
         assert done.returncode == 1 and "error: built without CUDA kernels" in done.stderr
+        assert "build.log. no module named bitarray" in done.stderr
         assert table(tmp_path) == ["build passed"]
 
 

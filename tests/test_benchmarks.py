@@ -1,5 +1,6 @@
 """The benchmark's harness: peers compute what they claim, output is complete. No test looks at a time."""
 
+import itertools
 import json
 import os
 import re
@@ -97,13 +98,48 @@ def test_a_training_without_updates_after_the_warm_up_is_refused():
         run.main(["end-to-end", "--updates", "10"])
 
 
-def test_what_is_profiled_runs():
-    assert profiled.run_passes(["3,2,4,16"], "cpu", n_passes=1) == len(profiled.DTYPES) * len(profiled.KERNELS)
+@pytest.mark.parametrize("kernel", profiled.KERNELS)
+def test_what_is_profiled_runs(kernel):
+    assert profiled.run_passes(kernel, ["3,2,4,16"], "cpu", n_passes=1) == len(profiled.DTYPES)
 
 
 def test_the_persistent_peer_says_where_it_cannot_run():
     with pytest.raises(peers.Unavailable, match="kernel of CUDA's"):
-        peers.persistent_workload(lambda: None, torch.empty(6, 3, 4), 5)
+        peers.persistent_workload(lambda: None, double_layer(), torch.empty(6, 3, 4))
+
+
+class Wrong(G2LSTM):
+    """A layer that computes something else in one launch."""
+
+    def forward(self, x, state=None):
+        output, state = super().forward(x, state)
+        if os.environ["G2LSTM_CUDA_LAYER"] == "persistent":
+            output = output * torch.where(torch.arange(len(x)) == 4, self.factor, 1.0)[:, None, None]
+        return output, state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_layer_in_one_launch_is_timed_where_it_computes_the_same_alone(dtype):
+    torch.manual_seed(3)
+    lstm, x = Wrong(4, 5, dtype=dtype), torch.randn(6, 3, 4, dtype=dtype, requires_grad=True)
+    lstm.factor = 1.0
+    peers.check_kernels_agree(lstm, x)
+    for lstm.factor in (2.0, float("nan")):
+        with pytest.raises(peers.Unavailable, match="by a launch for every step, outputs differ by"):
+            peers.check_kernels_agree(lstm, x)
+
+
+def test_on_cuda_tf32_has_a_table_of_its_own_without_bars():
+    given = ["layer", "--no-sweep"]
+    options = run.parse_arguments(given)
+    settings = layer.Settings("cuda", 1, CUDA_SHAPES, run.DTYPES["cuda"], ("g2lstm",), 1, 0.1, None, options.out)
+    made = list(layer.cases(settings))
+    # both passes, in float32 with TF32 off and on, in half types once
+    assert len(made) == 18 * 2 * (2 + 2) and len(set(made)) == len(made)
+    assert {case.dtype for case in made if case.tf32} == {"float32"}
+    shape = CUDA_SHAPES[0]
+    assert layer_bar("cuda", shape, True, False, "torch.nn.LSTM") is not None
+    assert layer_bar("cuda", shape, True, True, "torch.nn.LSTM") is None
 
 
 @pytest.mark.parametrize("peer", ["identity", "python-loop"])
@@ -121,17 +157,29 @@ def test_drawn_noise_is_logistic_noise_in_a_share_of_the_gates():
     assert noise[noise != 0].std().item() == pytest.approx(1.8, abs=0.05)
 
 
-def test_bars_hold_at_the_shapes_they_name_and_nowhere_else():
-    assert len(CPU_SHAPES) == 3 and len(CUDA_SHAPES) == 18
-    bar = layer_bar("cpu", CPU_SHAPES[0], True, "torch.nn.LSTM")
-    assert bar.met(1.05) and not bar.met(1.06) and str(bar) == "≤ 1.05"
-    assert layer_bar("cpu", CPU_SHAPES[0], False, "torch.nn.LSTM") is None
-    assert layer_bar("cpu", Shape(1, 1, 1, 1), True, "torch.nn.LSTM") is None
-    assert layer_bar("cuda", CUDA_SHAPES[0], True, "python-loop") is None
-    speed = END_TO_END_BARS["cpu"]["tokens/s"]
-    assert speed.met(1.4) and not speed.met(1.39) and str(speed) == "≥ 1.4"
-    evaluation = LANGUAGE_MODEL_BARS["cpu"]["evaluation tokens/s"]
-    assert evaluation.met(1.0) and not evaluation.met(0.99) and LANGUAGE_MODEL_BARS["cuda"] == {}
+def test_bars_are_those_that_are_promised_at_the_shapes_they_name_and_nowhere_else():
+    assert CPU_SHAPES == ((30, 128, 256, 256), (30, 128, 512, 512), (70, 20, 400, 1150))
+    sizes = {(shape.n_steps, shape.n_rows, shape.hidden_size) for shape in CUDA_SHAPES}
+    assert sizes == set(itertools.product((30, 70), (20, 128, 512), (256, 512, 1024))) and len(CUDA_SHAPES) == 18
+    assert all(shape.input_size == shape.hidden_size for shape in CUDA_SHAPES)
+    for device, shapes, bars in (
+        ("cpu", CPU_SHAPES, {"torch.nn.LSTM": "≤ 1.05", "python-loop": "≤ 0.5", "identity": "None"}),
+        ("cuda", CUDA_SHAPES, {"torch.nn.LSTM": "≤ 1", "python-loop": "None"}),
+    ):
+        for shape in shapes:
+            assert {peer: str(layer_bar(device, shape, True, False, peer)) for peer in bars} == bars
+    assert layer_bar("cpu", CPU_SHAPES[0], False, False, "torch.nn.LSTM") is None
+    assert layer_bar("cpu", Shape(1, 1, 1, 1), True, False, "torch.nn.LSTM") is None
+    promised = {device: {what: str(bar) for what, bar in bars.items()} for device, bars in END_TO_END_BARS.items()}
+    assert promised == {
+        "cpu": {"tokens/s": "≥ 1.4", "sentences/s": "≥ 1.3", "peak memory": "≤ 1"},
+        "cuda": {"tokens/s": "≥ 3", "peak memory": "≤ 1"},
+    }
+    assert {what: str(bar) for what, bar in LANGUAGE_MODEL_BARS["cpu"].items()} == {"evaluation tokens/s": "≥ 1"}
+    assert LANGUAGE_MODEL_BARS["cuda"] == {}
+    at_most = layer_bar("cpu", CPU_SHAPES[0], True, False, "torch.nn.LSTM")
+    at_least = END_TO_END_BARS["cpu"]["tokens/s"]
+    assert at_most.met(1.05) and not at_most.met(1.06) and at_least.met(1.4) and not at_least.met(1.39)
 
 
 def test_spreads_have_median_and_quartiles():
