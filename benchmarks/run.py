@@ -82,7 +82,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     one.add_argument("--shapes", type=_shape, nargs="+", metavar="T,B,I,H", help="default: those of the bars")
     one.add_argument("--dtypes", nargs="+", choices=DTYPES["cuda"], help="default: float32; on CUDA all")
     one.add_argument("--peers", nargs="+", choices=tuple(peers.PEERS),
-                     help="default: all that run on the device but one launch, on CUDA without the reference")  # fmt: skip
+                     help="default: all of the device but one launch; on CUDA no reference")  # fmt: skip
     one.add_argument("--no-sweep", action="store_true", help="no picture of time against T, B and H")
 
     whole = modes.add_parser("end-to-end", help="training and translating")

@@ -72,7 +72,11 @@ def kernels_error() -> str | None:
 
 @contextmanager
 def use_reference() -> Iterator[None]:
-    """Within it, the plain-PyTorch reference computes everything, in all threads."""
+    """Within it, the plain-PyTorch reference computes everything, in all threads.
+
+    Where torch.utils.checkpoint makes the forward pass again for the backward pass, the block must hold both: dropout's
+    masks are others with the compiled kernels.
+    """
     _count_wanted(1)
     try:
         yield

@@ -60,6 +60,9 @@ class GateSettings:
                 )
         check_temperature("temperature", self.temperature)
         check_probability("noise_prob", self.noise_prob)
+        # numpy's numbers too: torch.compile takes those for tensors
+        object.__setattr__(self, "temperature", float(self.temperature))
+        object.__setattr__(self, "noise_prob", float(self.noise_prob))
 
     def mode(self, training: bool) -> GateMode:
         """The gates in use in training or in evaluation."""

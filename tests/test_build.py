@@ -168,6 +168,23 @@ def test_cuda_kernels_are_built_where_torch_and_nvcc_are_of_one_release(
     assert (obstacle is None) if expected is None else (expected in obstacle)
 
 
+@needs_compiler
+def test_where_nvcc_is_of_another_release_the_cpus_part_is_built_and_what_to_install_is_said(tree, tmp_path):
+    (tmp_path / "site").mkdir()
+    told = "import torch.utils.cpp_extension as extension\ntorch = extension.torch\ntorch.version.cuda = '12.4'\n"
+    told += f"extension.CUDA_HOME = {str(tmp_path / 'cuda')!r}\n"
+    (tmp_path / "site" / "sitecustomize.py").write_text(told)
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
+    nvcc.chmod(0o755)
+    done = run_setup(tree, "build_ext", "--inplace", PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+    assert "is of CUDA 13.0; install the CUDA 12 toolkit" in done.stdout + done.stderr
+    [library] = (tree / "fairseq_g2lstm").glob("_kernels*.so")
+    assert b"PyInit__kernels" in library.read_bytes()
+
+
 def test_the_cuda_kernels_can_be_left_out(setup, monkeypatch):
     monkeypatch.setenv("FAIRSEQ_G2LSTM_CUDA", "0")
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -543,12 +543,33 @@ def test_a_missing_split_is_named(tiny_text: Path, tmp_path: Path):
         train_lm(tiny_text, tmp_path, "--valid-subset", "odd", "--ignore-unused-valid-subsets")
 
 
-def test_hydra_trains_it_and_carries_the_state(tiny_text: Path, tmp_path: Path):
-    sizes = ["decoder_embed_dim=8", "decoder_out_embed_dim=8", "decoder_layers=1"]
-    options = ["--config-dir", ROOT / "examples" / "ptb" / "config", "--config-name", "small"]
-    options += [f"task.data={tiny_text}", f"checkpoint.save_dir={tmp_path}", "common.cpu=true"]
-    options += ["dataset.batch_size=4", "optimization.max_update=3", *(f"model.{size}" for size in sizes)]
-    done = run_module("fairseq_cli.hydra_train", *options)
+def train_by_hydra(data: Path, save_dir: Path, recipe: str, *options: str) -> State:
+    given = ["--config-dir", ROOT / "examples" / "ptb" / "config", "--config-name", recipe]
+    given += [f"task.data={data}", f"checkpoint.save_dir={save_dir}", "common.cpu=true", "dataset.batch_size=4"]
+    done = run_module("fairseq_cli.hydra_train", *given, *options)
     assert done.returncode == 0, done.stderr[-2000:]
-    state = read_checkpoint(tmp_path / "checkpoint_last.pt")
+    return read_checkpoint(save_dir / "checkpoint_last.pt")
+
+
+SMALL = ("model.decoder_embed_dim=8", "model.decoder_out_embed_dim=8", "model.decoder_layers=1")
+
+
+def test_hydra_trains_it_and_carries_the_state(tiny_text: Path, tmp_path: Path):
+    state = train_by_hydra(tiny_text, tmp_path, "small", *SMALL, "optimization.max_update=3")
     assert position(state)[2] == kept(state)["carried"]["block"] == 3
+
+
+@pytest.mark.slow
+def test_hydra_trains_it_under_fairseqs_own_task_too(tiny_text: Path, tmp_path: Path):
+    task = "task._name=language_modeling"
+    state = train_by_hydra(tiny_text, tmp_path, "small", *SMALL, task, "optimization.max_update=3")
+    assert position(state)[2] == 3 and "G2LSTMLanguageModelingTask" not in state["extra_state"]
+
+
+@pytest.mark.slow
+def test_hydra_trains_by_the_recipe_awd_and_averages(tiny_text: Path, tmp_path: Path):
+    # at the recipe's rate of 30 so small a model jumps about, and soon finds a validation worse than an earlier one
+    tiny = ["+model.decoder_embed_dim=8", "+model.decoder_layer_sizes='9,8'", "+model.decoder_out_embed_dim=8"]
+    tiny += ["task.tokens_per_sample=12", "dataset.batch_size_valid=4", "optimizer.asgd_nonmono=1"]
+    state = train_by_hydra(tiny_text, tmp_path, "awd", *tiny, "optimization.max_epoch=6")
+    assert position(state)[0] == 7 and kept(state)["trigger"]["fired"] and averages(state)

@@ -1,5 +1,6 @@
 """The compiled operators under autograd: what is kept, what is changed, what shares memory, and how much of it all."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -353,6 +354,27 @@ def test_the_graph_does_not_grow_with_the_steps(case):
 
     # One node of the operator, one for each argument, and the decoder's sums of biases.
     assert nodes(50) == nodes(1) <= 2 * len(case.tensors()) + 3
+
+
+def torchs_own(case: Case) -> Counter:
+    """How often each of torch's own operators is called in a forward and backward pass."""
+    tensors = leaves(case.tensors())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        outputs = case.call(case.operator, tensors)
+        torch.autograd.backward([o for o in outputs.values() if o.requires_grad], [
+            torch.ones_like(o) for o in outputs.values() if o.requires_grad
+        ])  # fmt: skip
+    return Counter(event.name for event in profile.events() if event.name.startswith("aten::"))
+
+
+@pytest.mark.parametrize(
+    "case", [LayerCase(), LayerCase(lengths="ragged", reverse=True), DecoderCase()], ids=lambda case: repr(case)[:60]
+)
+def test_sums_over_time_are_made_at_once_and_nothing_is_filled_with_zeros_at_each_step(case):
+    # Were weight gradients, the inputs' product or fills with zeros made at every step, there would be as many more.
+    few, many = (torchs_own(replace(case, n_steps=n_steps)) for n_steps in (5, 50))
+    assert few == many and sum(few.values()) > 0
+    assert many["aten::zero_"] <= 1  # of a single number, or of one state
 
 
 def test_what_a_layer_keeps_is_its_gates_cells_and_outputs():

@@ -85,6 +85,12 @@ def test_half_types_are_float32_rounded_once(mode, n_source, dtype):
     assert_equals_reference(DecoderCase(mode=mode, n_source=n_source, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=dtype_name)
+@pytest.mark.parametrize("size", [(1, 1, 1, 1, 1, 1, 1), *LARGE_SIZES], ids=str)
+def test_half_types_hold_their_bounds_at_other_sizes(size, dtype):
+    assert_equals_reference(decoder_case(size, dtype=dtype))
+
+
 @pytest.mark.parametrize("dtype", [*DTYPES, *HALF_TYPES], ids=dtype_name)
 @pytest.mark.parametrize("n_source", [0, 7], ids=["no_attention", "attention"])
 @pytest.mark.parametrize("n_layers", [1, 2])

@@ -71,7 +71,7 @@ def test_half_types_are_float32_rounded_once(mode, lengths, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES, ids=dtype_name)
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (30, 9, 64, 64)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (30, 9, 64, 64), (6, 9, 256, 256), (3, 5, 400, 1150)], ids=str)
 def test_half_types_hold_their_bounds_at_other_sizes(size, dtype):
     # The cell state stays in float32 from step to step: thirty steps stray no further than one.
     assert_equals_reference(LayerCase(*size, dtype=dtype))

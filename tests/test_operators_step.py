@@ -44,6 +44,12 @@ def test_half_types_are_float32_rounded_once(mode, dtype):
     assert_equals_reference(StepCase(mode=mode, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=dtype_name)
+@pytest.mark.parametrize(("n_rows", "h_size"), [(1, 1), (3, 17), (7, 256), (2, 1150)])
+def test_half_types_hold_their_bounds_at_other_sizes(n_rows, h_size, dtype):
+    assert_equals_reference(StepCase(n_rows, h_size, dtype=dtype))
+
+
 @pytest.mark.parametrize("dtype", [*DTYPES, BF16, F16], ids=dtype_name)
 @pytest.mark.parametrize("differentiated", ["h", "c"])
 def test_gradient_of_one_output_alone(differentiated, dtype):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from operator_cases import (
@@ -146,6 +147,22 @@ def test_opcheck_of_the_search_step(dtype, attention):
 
 
 # torch.compile
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.float16], ids=lambda kind: kind.__name__)
+def test_settings_from_numpy_compile_and_serve_the_reference_too(number):
+    # 0.75 and 0.5 are the same in all of them
+    given = G2LSTM(3, 4, temperature=number(0.75), noise_prob=number(0.5))
+    plain = G2LSTM(3, 4, temperature=0.75, noise_prob=0.5)
+    plain.load_state_dict(given.state_dict())
+    x, found = torch.randn(5, 2, 3), []
+    for lstm in (torch.compile(given, backend="aot_eager", fullgraph=True), plain):
+        torch.manual_seed(1)
+        found.append(lstm(x)[0])
+    with ops.use_reference():
+        torch.manual_seed(1)
+        torch.testing.assert_close(given(x)[0], found[1])
+    assert torch.equal(*found)
 
 
 def compiled_result(case: Case, **options) -> Callable:
