@@ -685,7 +685,7 @@ def make_run(folder: Path, gates: str, seed: int, test: float | None, **options)
     return str(place)
 
 
-def test_arms_are_compared_over_the_seeds_that_they_share(tmp_path):
+def test_arms_are_compared_over_the_seeds_that_they_share(tmp_path, monkeypatch, capsys):
     tests = {"sigmoid": [100, 102, 104], "gumbel": [99, 100, 103], "stock": [110, 112]}
     folders = [
         make_run(tmp_path, gates, seed, test)
@@ -704,6 +704,9 @@ def test_arms_are_compared_over_the_seeds_that_they_share(tmp_path):
     assert "| gumbel | 3 | 100.67 | 2.08 | 99.00, 100.00, 103.00 | 20.00 | 4 | 1,002 | -1.33 ± 0.33 |" in table
     assert "Seeds: 1, 1000001, 2000001.\nOf stock only: 1, 1000001." in table
     assert (tmp_path / "out" / "perplexity.png").stat().st_size > 1000
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert compare.report(folders, tmp_path / "again") == table
+    assert "no picture: matplotlib is not installed" in capsys.readouterr().err
 
 
 def test_what_is_missing_or_unfinished_is_said(tmp_path):

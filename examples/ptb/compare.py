@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,11 +38,13 @@ class Row:
 
     Attributes:
         name: the gates, and what else tells the arm from others.
-        seeds: in ascending order; the next four have a value for each of them.
+        seeds: in ascending order; the next six have a value for each of them.
         test: perplexity of the evaluated set.
         valid: lowest perplexity of the validation set, that of the evaluated checkpoint.
         epochs: whole ones.
         speeds: tokens/s in training, the median over the epochs.
+        trained: perplexity of the last epoch in training, with dropout and noise; None where the log tells none.
+        tokens: of the evaluated set.
         mean: of `test`.
         deviation: its standard deviation, None for a single seed.
         difference: of `test` from the baseline's at the same seeds, on average; None where they share no seed.
@@ -57,6 +60,8 @@ class Row:
     valid: list[float]
     epochs: list[int]
     speeds: list[float]
+    trained: list[float | None]
+    tokens: list[int | None]
     mean: float
     deviation: float | None
     difference: float | None
@@ -115,6 +120,8 @@ def row_of(name: str, runs: Sequence[Run], baseline: Mapping[int, float]) -> Row
         valid=[run.training.best.perplexity for run in runs],
         epochs=[run.training.epochs for run in runs],
         speeds=[statistics.median(run.training.speeds) for run in runs],
+        trained=[run.training.perplexities[-1] for run in runs],
+        tokens=[run.result.get("tokens") for run in runs],
         mean=statistics.mean(test.values()),
         deviation=statistics.stdev(test.values()) if len(test) > 1 else None,
         difference=statistics.mean(differences) if differences else None,
@@ -274,7 +281,10 @@ def report(folders: Sequence[str], out: Path, results: Sequence[str] = RESULTS) 
     content = {"results": list(results), "tables": [asdict(table) for table in tables], "notes": notes}
     write_text(out / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "results.md", text)
-    draw(tables, out / "perplexity.png")
+    try:
+        draw(tables, out / "perplexity.png")
+    except ImportError:
+        print("no picture: matplotlib is not installed", file=sys.stderr)
     return text
 
 

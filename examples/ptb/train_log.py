@@ -13,6 +13,7 @@ from examples.common.fairseq_log import sessions_of, setting, settings_of_line, 
 _VALIDATION = re.compile(r"\| valid \| epoch (\d+) .*\| loss (\S+) .*\| ppl (\S+) .*\| num_updates (\d+)")
 _EPOCH = re.compile(r"\| train \| epoch (\d+) .*\| wps (\S+) ")
 _STEP = re.compile(r"\| train_inner \| epoch (\d+): +(\d+) / (\d+) .*\bnum_updates=(\d+)")
+_PERPLEXITY = re.compile(r"\| ppl (\S+) ")
 _PARAMETERS = re.compile(r"num\. shared model params: .*\(num\. trained: ([\d,]+)\)")
 
 
@@ -43,6 +44,7 @@ class Training:
         parameters: number of trained ones.
         validations: in their order, without those of what a later session did again.
         speeds: of each whole epoch, tokens/s; likewise.
+        perplexities: of each whole epoch, in training, with dropout and noise; likewise; None where the log tells none.
         finished: whether fairseq said that it is done.
     """
 
@@ -51,6 +53,7 @@ class Training:
     parameters: int
     validations: list[Validation]
     speeds: list[float]
+    perplexities: list[float | None]
     finished: bool
 
     def setting(self, name: str) -> Any:
@@ -113,7 +116,7 @@ def read_training(log: Path) -> Training:
     settings, parameters, finished = None, 0, False
     # by the number of updates before, and by the number of the epoch
     validations: dict[int, Validation] = {}
-    speeds: dict[int, float] = {}
+    speeds: dict[int, tuple[float, float | None]] = {}  # and perplexities
     with log.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             found = settings_of_line(line)
@@ -129,7 +132,8 @@ def read_training(log: Path) -> Training:
                 validations[validation.updates] = validation
             epoch = _EPOCH.search(line)
             if epoch is not None:
-                speeds[int(epoch[1])] = float(epoch[2])
+                perplexity = _PERPLEXITY.search(line)
+                speeds[int(epoch[1])] = float(epoch[2]), float(perplexity[1]) if perplexity else None
             count = _PARAMETERS.search(line)
             if count is not None:
                 parameters = int(count[1].replace(",", ""))
@@ -138,4 +142,5 @@ def read_training(log: Path) -> Training:
         raise UserError(f"{log} tells no options of fairseq-train's simple log, so it is of no training yet")
     ordered = [validations[updates] for updates in sorted(validations)]
     by_epoch = [speeds[epoch] for epoch in sorted(speeds)]
-    return Training(settings, sessions_of(log), parameters, ordered, by_epoch, finished)
+    of_speed, of_training = [speed for speed, _ in by_epoch], [perplexity for _, perplexity in by_epoch]
+    return Training(settings, sessions_of(log), parameters, ordered, of_speed, of_training, finished)
