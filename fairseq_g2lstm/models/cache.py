@@ -44,9 +44,10 @@ def attend(
     Args:
         outputs: (B, T, H) the last layer's. tokens: (B, T) read at these steps.
         keys, key_tokens: (B, N', H) and (B, N') of the steps before, or None.
+        settings: N, how many steps are looked back on, and theta, how sharply.
 
     Returns:
-        the attention, and keys and key_tokens for the next block.
+        the attention; keys (B, N'', H) and key_tokens (B, N'') for the next block, the last N at most.
     """
     if keys is not None and key_tokens is not None:
         all_keys, all_tokens = torch.cat([keys, outputs], 1), torch.cat([key_tokens, tokens], 1)

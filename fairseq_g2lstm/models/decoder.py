@@ -109,7 +109,11 @@ class G2LSTMDecoder(FairseqIncrementalDecoder):
         encoder_out: EncoderOut | None = None,
         incremental_state: IncrementalState | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `forward`, with features (B, T, out_embed_dim) in place of logits."""
+        """As `forward`, with features (B, T, out_embed_dim) in place of logits.
+
+        Raises:
+            ValueError: there is no encoder_out, or a token is not in the dictionary.
+        """
         if encoder_out is None:
             raise ValueError("the g2lstm decoder needs encoder_out, got None: it has no mode without an encoder")
         if incremental_state is not None and len(incremental_state) > 0:

@@ -120,7 +120,11 @@ class LanguageModelDecoder(FairseqIncrementalDecoder):
         src_lengths: Tensor | None = None,
         block: int | None = None,
     ) -> tuple[Tensor, Extra]:
-        """As `forward`, with features (B, T, out_embed_dim) in place of logits."""
+        """As `forward`, with features (B, T, out_embed_dim) in place of logits.
+
+        Raises:
+            ValueError: no state leads to the block, or one of another number of rows; a token is not in the dictionary.
+        """
         state = None
         if incremental_state is not None:
             state = self._cached(incremental_state)

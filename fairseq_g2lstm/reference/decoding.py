@@ -81,6 +81,12 @@ def decoder(
         rows: (B,) int64 CPU numbers of the batch rows for the noise, or None for 0 to B - 1.
         need_attention: whether to return the attention.
         need_gates: whether to return the gates.
+
+    Returns:
+        What a DecoderOutput holds.
+
+    Raises:
+        ValueError: mode.noise_prob > 0 without a seed.
     """
     n_steps, n_rows, n_inputs = x.shape
     n_layers, h_size = len(cells), h_0.size(2)

@@ -139,6 +139,9 @@ def lstm_step(
 
     Returns:
         h' (B, H) in the dtype of a; c' (B, H) in the dtype of c.
+
+    Raises:
+        ValueError: mode.noise_prob > 0 without a seed.
     """
     n_rows, h_size = c.shape
     noise = step_noise(mode, seed, torch.tensor([step], device="cpu"), rows, n_rows, h_size, layer, reverse, c)
@@ -179,6 +182,9 @@ def lstm_layer(
     Returns:
         outputs (T, B, H), zero in the padding; h_n (B, H); c_n (B, H); z (T, B, 2H) in float32 or float64, the
         noise-free arguments of the input and forget gates' sigmoids, or None.
+
+    Raises:
+        ValueError: mode.noise_prob > 0 without a seed.
     """
     n_steps, n_rows = x.shape[:2]
     h_size = h_0.size(1)
