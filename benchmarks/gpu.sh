@@ -38,6 +38,7 @@ if [ -n "${ARCHIVE:-}" ] && [[ $(realpath -m "$ARCHIVE") == "$OUT"/* ]]; then
     echo "error: ARCHIVE=$ARCHIVE lies in OUT, all of which it would hold" >&2
     exit 1
 fi
+[ -z "${ARCHIVE:-}" ] || mkdir -p "$(dirname "$ARCHIVE")"
 table=$(mktemp)
 began=$(mktemp)
 trap 'rm -f "$table" "$began"' EXIT
@@ -141,7 +142,7 @@ build() {
         exit 1
     fi
     if [ -n "$gpu" ] && [ -n "${ARCHIVE:-}" ]; then
-        cp fairseq_g2lstm/_kernels*.so "$(dirname "$ARCHIVE")" 2> /dev/null
+        cp fairseq_g2lstm/_kernels*.so "$(dirname "$ARCHIVE")/"
     fi
 }
 built() {
@@ -223,7 +224,7 @@ for name in "${steps[@]}"; do
         layer) step layer python3 -m benchmarks.run layer $smoke --out "$OUT/layer" ${LAYER_OPTIONS:-} ;;
         layer-persistent)
             if [ -n "$persistent" ]; then
-                note "$(printf '%-19s left out: its tests failed' "$name")"
+                note "$(printf '%-19s left out: its tests did not pass' "$name")"
                 continue
             fi
             step layer-persistent python3 -m benchmarks.run layer $smoke --out "$OUT/layer-persistent" ${LAYER_OPTIONS:-} \

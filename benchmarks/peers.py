@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.machine import kernels_missing
-from benchmarks.timing import Workload
+from benchmarks.timing import Workload, set_tf32
 from fairseq_g2lstm import G2LSTM, ops
 from fairseq_g2lstm.reference import logistic
 
@@ -196,6 +196,7 @@ def check_kernels_agree(lstm: G2LSTM, x: Tensor) -> None:
     """Holds outputs and gradients of the layer in one launch against those of a launch for every step.
 
     Sums are in another order, and half types rounded at every step: 2e-4 and eight eps of a tensor's norm are allowed.
+    TF32 is off meanwhile, to which the products of single steps might be rounded.
 
     Args:
         lstm: the layer, in training.
@@ -205,12 +206,17 @@ def check_kernels_agree(lstm: G2LSTM, x: Tensor) -> None:
         Unavailable: they differ by more, or are no numbers.
     """
     found: dict[str, list[Tensor]] = {}
-    for kernel in ("steps", "persistent"):
-        torch.manual_seed(2)
-        with environment(G2LSTM_CUDA_LAYER=kernel):
-            outputs = lstm(x)[0]
-            given = torch.randn(outputs.shape, device=x.device, dtype=x.dtype)
-            found[kernel] = [outputs.detach(), *torch.autograd.grad(outputs, [x, *lstm.parameters()], given)]
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    set_tf32(False)
+    try:
+        for kernel in ("steps", "persistent"):
+            torch.manual_seed(2)
+            with environment(G2LSTM_CUDA_LAYER=kernel):
+                outputs = lstm(x)[0]
+                given = torch.randn(outputs.shape, device=x.device, dtype=x.dtype)
+                found[kernel] = [outputs.detach(), *torch.autograd.grad(outputs, [x, *lstm.parameters()], given)]
+    finally:
+        set_tf32(tf32)
     allowed = 2e-4 if x.dtype == torch.float32 else 8 * torch.finfo(x.dtype).eps
     names = ("outputs", *(f"gradient of {name}" for name in ("x", *dict(lstm.named_parameters()))))
     for name, expected, other in zip(names, found["steps"], found["persistent"], strict=True):

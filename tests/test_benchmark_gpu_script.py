@@ -1,8 +1,11 @@
 """benchmarks/gpu.sh with a stand-in for Python: which steps run, with what, and what is kept of them."""
 
 import os
+import re
+import shutil
 import subprocess
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,18 @@ case "$1" in --help) echo "$SANITIZER_HELP" ;; *) echo "$*" ;; esac
 """
 
 
+SANITIZED = ("memcheck", "memcheck-persistent", "racecheck", "racecheck-persistent")
+
+
+def sanitize(folder: Path, told: str) -> dict[str, str]:
+    """The command line of each step, of a sanitizer that tells of these options."""
+    write(folder / "bin" / "compute-sanitizer", SANITIZER).chmod(0o755)
+    done = gpu_script(folder, "sanitize", GPU="H100", KERNELS="built", SANITIZER_HELP=told)
+    assert done.returncode == 0, done.stderr
+    assert table(folder) == [f"{step} passed" for step in SANITIZED]
+    return {step: (folder / "out" / f"{step}.log").read_text().strip() for step in SANITIZED}
+
+
 @pytest.mark.parametrize(
     ("told", "given"),
     [
@@ -110,25 +125,34 @@ case "$1" in --help) echo "$SANITIZER_HELP" ;; *) echo "$*" ;; esac
         ("", "--target-processes all python3"),
     ],
 )
-def test_our_own_kernels_are_sanitized_each_kind_in_a_process_of_its_own(tmp_path, told, given):
-    write(tmp_path / "bin" / "compute-sanitizer", SANITIZER).chmod(0o755)
-    done = gpu_script(tmp_path, "sanitize", GPU="H100", KERNELS="built", SANITIZER_HELP=told)
-    assert done.returncode == 0, done.stderr
-    steps = ["memcheck", "memcheck-persistent", "racecheck", "racecheck-persistent"]
-    assert table(tmp_path) == [f"{step} passed" for step in steps]
-    for step in steps:
-        log = (tmp_path / "out" / f"{step}.log").read_text()
-        assert log.startswith(f"--tool {step.partition('-')[0]} ") and given in log
-        assert ("test_persistent_layer" in log) == step.endswith("persistent")
-        chosen = log[log.index(" -k ") + 4 :].strip()
-        found = run_module("pytest", "tests/test_cuda.py", "-k", chosen, "--collect-only", "-q")
-        n_tests = found.stdout.count("::")
-        assert 4 <= n_tests <= 40, found.stdout
+def test_our_own_kernels_are_sanitized_with_the_options_that_there_are(tmp_path, told, given):
+    for step, line in sanitize(tmp_path, told).items():
+        assert line.startswith(f"--tool {step.partition('-')[0]} ") and given in line
 
 
+@pytest.mark.slow
+def test_what_is_sanitized_are_a_few_tests_of_each_kind(tmp_path):
+    decoder = {"test_decoder_equals_the_reference_at_every_size": 4}
+    persistent = {
+        "test_persistent_layer_equals_the_reference_in_every_mode": 24,
+        "test_persistent_layer_equals_the_reference_with_more_pieces_than_are_kept": 3,
+    }
+    others = {
+        "test_step_equals_the_reference_at_every_size": 6,
+        "test_layer_equals_the_reference_at_every_length": 2,
+        "test_random_words_are_the_references": 18,
+    }
+    expected = dict(zip(SANITIZED, (decoder | others, persistent, decoder, persistent), strict=True))
+    for step, line in sanitize(tmp_path, "").items():
+        found = run_module("pytest", "tests/test_cuda.py", "-k", line.partition(" -k ")[2], "--collect-only", "-q")
+        assert Counter(re.findall(r"::(\w+)", found.stdout)) == expected[step], step
+
+
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is not None, reason="compute-sanitizer is on the path")
 def test_a_tool_that_is_not_there_is_a_failure_where_a_gpu_is_needed(tmp_path):
+    given = {"GPU": "H100", "KERNELS": "built", "COMMIT": "abc", "CUDA_HOME": str(tmp_path)}
     for need, status in (("", 0), ("1", 1)):
-        done = gpu_script(tmp_path, "sanitize", GPU="H100", KERNELS="built", NEED_GPU=need, COMMIT="abc")
+        done = gpu_script(tmp_path, "sanitize", NEED_GPU=need, **given)
         assert done.returncode == status and "left out: compute-sanitizer is not there\n" in done.stdout
 
 

@@ -25,7 +25,7 @@ from benchmarks import (
 )
 from benchmarks.bars import CPU_SHAPES, CUDA_SHAPES, END_TO_END_BARS, LANGUAGE_MODEL_BARS, Shape, layer_bar
 from benchmarks.tables import gate_log_markdown, language_model_markdown, layer_markdown
-from benchmarks.timing import Spread, in_turns, ratio, time_interleaved
+from benchmarks.timing import Spread, in_turns, ratio, set_tf32, time_interleaved
 from examples.common.errors import UserError
 from fairseq_g2lstm import G2LSTM, ops
 from fairseq_g2lstm.checkpoints import read_checkpoint
@@ -113,6 +113,7 @@ class Wrong(G2LSTM):
 
     def forward(self, x, state=None):
         output, state = super().forward(x, state)
+        assert not torch.backends.cuda.matmul.allow_tf32
         if os.environ["G2LSTM_CUDA_LAYER"] == "persistent":
             output = output * torch.where(torch.arange(len(x)) == 4, self.factor, 1.0)[:, None, None]
         return output, state
@@ -123,7 +124,13 @@ def test_a_layer_in_one_launch_is_timed_where_it_computes_the_same_alone(dtype):
     torch.manual_seed(3)
     lstm, x = Wrong(4, 5, dtype=dtype), torch.randn(6, 3, 4, dtype=dtype, requires_grad=True)
     lstm.factor = 1.0
-    peers.check_kernels_agree(lstm, x)
+    before = torch.backends.cuda.matmul.allow_tf32
+    set_tf32(True)
+    try:
+        peers.check_kernels_agree(lstm, x)
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        set_tf32(before)
     for lstm.factor in (2.0, float("nan")):
         with pytest.raises(peers.Unavailable, match="by a launch for every step, outputs differ by"):
             peers.check_kernels_agree(lstm, x)

@@ -6,6 +6,8 @@ import logging
 import re
 import shlex
 import signal
+import subprocess
+import sys
 from argparse import Namespace
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import run_module
+from conftest import ROOT, run_module
 from example_texts import write
 from fairseq import options as fairseq_options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -456,6 +458,12 @@ def test_a_log_without_numbers_gets_a_sentence(tmp_path):
     log = write(tmp_path / "kept.txt", "Loss\n")
     with pytest.raises(UserError, match="does not tell what fairseq measured; delete it and run again"):
         evaluation._number(evaluation._PERPLEXITY, log)
+
+
+def test_its_import_leaves_logging_as_it_is():
+    program = "import logging, examples.compression.run; print(logging.root.level, logging.root.handlers)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{logging.WARNING} []\n" and "INFO" not in done.stderr
 
 
 @pytest.mark.slow

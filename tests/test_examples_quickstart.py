@@ -427,15 +427,17 @@ def test_one_quickstart_at_a_time_writes_to_a_folder(tmp_path):
         assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
 
 
-def test_what_a_holder_started_holds_the_folder_too(tmp_path):
-    # as fairseq is started, and left behind by a holder that was killed
-    quiet = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"
-    started = f"subprocess.Popen(['sleep', '600'], close_fds=False, {quiet})"
-    holder = (
-        "import os, subprocess, sys, pathlib; from examples.common.files import held_folder; "
-        f"held = held_folder(pathlib.Path({str(tmp_path)!r}), 'quickstart'); held.__enter__(); "
-        f"print({started}.pid, flush=True); os.kill(os.getpid(), 9)"
-    )
+def test_what_the_quickstart_started_holds_the_folder_too(tmp_path):
+    # as it is left behind by one that was killed
+    holder = f"""
+import os, pathlib
+from examples.common.files import held_folder
+from examples.quickstart import arms
+with held_folder(pathlib.Path({str(tmp_path)!r}), "quickstart"):
+    with arms._running(["python", "-c", "import time; time.sleep(600)"], 1) as process:
+        print(process.pid, flush=True)
+        os.kill(os.getpid(), 9)
+"""
     done = subprocess.run([sys.executable, "-c", holder], cwd=ROOT, capture_output=True, text=True)
     pid = int(done.stdout)
     try:

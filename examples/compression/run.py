@@ -17,9 +17,6 @@ import sys
 import warnings
 from pathlib import Path
 
-from fairseq.data import Dictionary
-from fairseq.data.data_utils import infer_language_pair
-
 from examples.common.errors import UserError, run_main
 from examples.common.files import held_folder
 from examples.common.options import docstring_parser
@@ -127,6 +124,9 @@ def read_segmentation(data: Path, model: Model) -> str:
     Raises:
         UserError: the dictionary is missing.
     """
+    from fairseq.data import Dictionary
+    from fairseq.data.data_utils import infer_language_pair
+
     # of a training that named no languages fairseq finds them, here as there, in the names of the data's files
     language = model.target_lang or (data.is_dir() and infer_language_pair(str(data))[1])
     path = data / f"dict.{language}.txt"
