@@ -10,7 +10,7 @@ from example_texts import corpus, stand_in_for_fairseq_preprocess, write
 
 from examples.bitext import compare, prepare
 from examples.bitext.same_training import identity
-from examples.common import preprocess
+from examples.common import files, preprocess
 from examples.common.errors import UserError
 from examples.common.fairseq_options import settings_of
 from examples.common.files import held_folder
@@ -179,7 +179,8 @@ def test_bad_options_of_bitext_are_told(tmp_path, more, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_preparation_at_a_time_writes_to_a_folder(tmp_path):
+def test_one_preparation_at_a_time_writes_to_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
     given = arguments(tmp_path, tmp_path / "out")
     with held_folder(tmp_path / "out", "preparation"), pytest.raises(UserError, match="another preparation is running"):
         run(given)

@@ -17,6 +17,7 @@ from conftest import ROOT, run_module
 for package in ("babel", "num2words"):
     pytest.importorskip(package, reason=f"the quickstart's text is spelled with {package}, which is not installed")
 
+from examples.common import files  # noqa: E402
 from examples.common.errors import UserError  # noqa: E402
 from examples.common.files import held_folder  # noqa: E402
 from examples.quickstart import arms, corpus, report, spell  # noqa: E402
@@ -427,7 +428,8 @@ def test_one_quickstart_at_a_time_writes_to_a_folder(tmp_path):
         assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
 
 
-def test_what_the_quickstart_started_holds_the_folder_too(tmp_path):
+def test_what_the_quickstart_started_holds_the_folder_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
     # as it is left behind by one that was killed
     holder = f"""
 import os, pathlib
@@ -445,6 +447,21 @@ with held_folder(pathlib.Path({str(tmp_path)!r}), "quickstart"):
             pass
     finally:
         os.kill(pid, signal.SIGKILL)
+
+
+def test_a_folder_that_is_given_back_within_seconds_is_waited_for(tmp_path):
+    holder = f"""
+import pathlib, time
+from examples.common.files import held_folder
+with held_folder(pathlib.Path({str(tmp_path)!r}), "quickstart"):
+    print("held", flush=True)
+    time.sleep(1)
+"""
+    process = subprocess.Popen([sys.executable, "-c", holder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout.readline() == "held\n"
+        with held_folder(tmp_path, "quickstart"):
+            pass
 
 
 def test_a_finished_training_may_be_moved_and_another_recipe_is_another_training(tmp_path, monkeypatch, capsys):

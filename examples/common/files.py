@@ -7,6 +7,7 @@ import gzip
 import lzma
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from examples.common.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PATIENCE = 12.0  # seconds for a folder that is held
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -146,8 +148,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def held_folder(folder: Path, what: str) -> Iterator[None]:
-    """Holds a folder's lock, so that a second holder is refused. The lock ends with the process, and with those that it
-    started with close_fds=False; file systems without locks do without.
+    """Holds a folder's lock, so that a second holder is refused, after some seconds for one that was told to end. The
+    lock ends with the process, and with those that it started with close_fds=False, among them the processes that read
+    data for a training, which notice its end after seconds; file systems without locks do without.
 
     Args:
         folder: created.
@@ -162,11 +165,19 @@ def held_folder(folder: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another {what} is running in {folder}; end it first, or give another folder") from error
-        except OSError:
-            pass
+        refused_at = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() < refused_at:
+                    time.sleep(0.1)
+                    continue
+                raise UserError(
+                    f"another {what} is running in {folder}; end it first, or give another folder"
+                ) from error
+            except OSError:
+                pass
+            break
         os.set_inheritable(lock.fileno(), True)
         yield
