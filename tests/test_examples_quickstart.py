@@ -418,6 +418,7 @@ def test_the_table_tells_what_each_arm_was_trained_on():
         assert f"pairs, {told}\n" in report.markdown(rows, "s", {"test": 1, "train": 1}, 1, where)
 
 
+@pytest.mark.slow
 def test_one_quickstart_at_a_time_writes_to_a_folder(tmp_path):
     with held_folder(tmp_path / "new", "quickstart"):
         done = run_module("examples.quickstart.run", "--out", tmp_path / "new")
