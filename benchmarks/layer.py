@@ -1,6 +1,5 @@
 """Times of one layer: G2-LSTM beside its peers, at the bars' shapes and over T, B and H."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,11 @@ import torch
 
 from benchmarks import machine
 from benchmarks.bars import Shape, layer_bar
+from benchmarks.comparison import write_results
 from benchmarks.peers import PEERS, SWEEP_PEERS, TITLES, Unavailable, persistent_workload
 from benchmarks.plots import draw_sweeps
 from benchmarks.tables import layer_markdown, sizes
 from benchmarks.timing import Spread, Workload, ratio, set_tf32, time_interleaved, timer_name, workload
-from examples.common.files import write_text
 from fairseq_g2lstm import G2LSTM
 
 TEMPERATURE, NOISE_PROB = 0.9, 0.2
@@ -121,10 +120,10 @@ def run(settings: Settings) -> Result:
     for case in cases(settings):
         row = time_case(case, settings, first_runs)
         result["rows"].append(row)
-        _write(result, settings.out)
+        write_results(result, settings.out, layer_markdown)
         print(_progress(row), flush=True)
     result["complete"] = True
-    _write(result, settings.out)
+    write_results(result, settings.out, layer_markdown)
     if settings.sweep is not None:
         draw_sweeps([row for row in result["rows"] if row["axis"]], settings.out / "sweep.png", result)
     return result
@@ -215,11 +214,6 @@ def _ratios(ours: str, times: dict[str, Spread], bar_of: Callable[[str], Any]) -
             "met": bar.met(value) if bar else None,
         }
     return ratios
-
-
-def _write(result: Result, out: Path) -> None:
-    write_text(out / "results.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_text(out / "results.md", layer_markdown(result))
 
 
 def _progress(row: Result) -> str:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.bars import PACKED_BAR, Bar
-from benchmarks.comparison import Result, against, describe_data, write_json
+from benchmarks.comparison import Result, against, describe_data, write_json, write_results
 from benchmarks.fairseq_runs import evaluate, read_state, translate
 from benchmarks.tables import packed_markdown
 from benchmarks.timing import Spread, in_turns
 from examples.common.errors import UserError
-from examples.common.files import write_text
 from fairseq_g2lstm.checkpoints import model_name
 from fairseq_g2lstm.compress.__main__ import main as compress
 from fairseq_g2lstm.compress.pack import memory_bytes
@@ -100,8 +99,7 @@ def run(settings: Settings) -> Result:
         result["decoding"].append(_compare(settings, translates, checkpoints, n_rows))
         write_json(result, settings.out)
     result["complete"] = True
-    write_json(result, settings.out)
-    write_text(settings.out / "results.md", packed_markdown(result))
+    write_results(result, settings.out, packed_markdown)
     return result
 
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.comparison import write_json
+from benchmarks.comparison import write_json, write_results
 from benchmarks.tables import product_markdown
 from benchmarks.timing import ratio, time_interleaved
 from examples.common.errors import UserError
-from examples.common.files import write_text
 from fairseq_g2lstm.tasks.matmul_precision import float32_matmul_precision
 
 Result = dict[str, Any]
@@ -101,8 +100,7 @@ def run(settings: Settings) -> Result:
             result["rows"].append(_measure(sizes, settings))
             write_json(result, settings.out)
     result["complete"] = True
-    write_json(result, settings.out)
-    write_text(settings.out / "results.md", product_markdown(result))
+    write_results(result, settings.out, product_markdown)
     return result
 
 

@@ -28,8 +28,11 @@ def layer_markdown(result: Result) -> str:
     reasons = sorted({f"{TITLES[peer]}: {reason}." for row in rows for peer, reason in row["skipped"].items()})
     lines += [f"Left out: {' '.join(reasons)}", ""] if reasons else []
     timer = f"{result['settings']['timer']}, {result['settings']['rounds']} rounds in turns."
-    unfinished = [] if result["complete"] else ["**Unfinished:** the run was stopped, or goes on.", ""]
-    return "\n".join([*unfinished, *lines, timer, "", sentence(result)]) + "\n"
+    return "\n".join([*_unfinished(result), *lines, timer, "", sentence(result)]) + "\n"
+
+
+def _unfinished(result: Result) -> list[str]:
+    return [] if result["complete"] else ["**Unfinished:** the run was stopped, or goes on.", ""]
 
 
 def _layer_table(rows: list[Result]) -> list[str]:
@@ -65,7 +68,7 @@ def end_to_end_markdown(result: Result) -> str:
     """A table of trainings, one of translations, and what is needed to repeat them."""
     settings = result["settings"]
     head = ["encoder's directions", "precision", "", "stock `lstm`", "`g2lstm`, gumbel", "ratio", "bar"]
-    lines = _head(head, texts=3)
+    lines = [*_unfinished(result), *_head(head, texts=3)]
     for row in result["training"]:
         lines += _training_rows([row["encoder"], row["precision"]], row, ("lstm", "g2lstm"))
     same = all(row["same_batches"] for row in result["training"])
@@ -98,7 +101,7 @@ def language_model_markdown(result: Result) -> str:
     head = ["units", "rows × tokens", "", "stock `lstm_lm`"]
     for title in ("`g2lstm_lm`", "`g2lstm_lm`, state carried"):
         head += [title, "ratio", "bar"]
-    lines = ["**Evaluation**", "", *_head(head, texts=3)]
+    lines = [*_unfinished(result), "**Evaluation**", "", *_head(head, texts=3)]
     for row in evaluations:
         lines += _evaluation_rows(row)
     tokens = f"{evaluations[0]['tokens']:,}" if evaluations else "no"

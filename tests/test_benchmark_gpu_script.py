@@ -168,6 +168,22 @@ def test_one_launch_is_timed_by_itself_where_its_tests_pass(tmp_path, fails):
         assert log.strip().endswith("--peers g2lstm g2lstm-persistent torch.nn.LSTM")
 
 
+def test_the_library_that_was_built_lies_beside_the_archive(tmp_path):
+    archive = tmp_path / "kept" / "gpu.tgz"
+    done = gpu_script(tmp_path, "build", GPU="H100", KERNELS="built", ARCHIVE=str(archive))
+    assert done.returncode == 0, done.stderr
+    built = {path.name for path in (ROOT / "fairseq_g2lstm").glob("_kernels*.so")}
+    assert {path.name for path in archive.parent.iterdir()} == built | {archive.name}
+
+
+def test_results_without_a_commit_are_refused_where_a_gpu_is_needed(tmp_path):
+    given = {"GPU": "H100", "KERNELS": "built", "NEED_GPU": "1", "GIT_DIR": str(tmp_path)}
+    done = gpu_script(tmp_path, "layer", **given)
+    assert done.returncode == 1 and table(tmp_path) == []
+    assert done.stderr == "error: the tree has no history: give the commit that the results are of as COMMIT\n"
+    assert gpu_script(tmp_path, "layer", COMMIT="abc", **given).returncode == 0
+
+
 def test_what_cannot_be_imported_is_told_before_a_build(tmp_path):
     done = gpu_script(tmp_path, "layer", GPU="H100", LACKS_FAIRSEQ="1")
     assert done.returncode == 1 and table(tmp_path) == []

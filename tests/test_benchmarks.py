@@ -24,7 +24,7 @@ from benchmarks import (
     run,
 )
 from benchmarks.bars import CPU_SHAPES, CUDA_SHAPES, END_TO_END_BARS, LANGUAGE_MODEL_BARS, Shape, layer_bar
-from benchmarks.tables import gate_log_markdown, language_model_markdown, layer_markdown
+from benchmarks.tables import end_to_end_markdown, gate_log_markdown, language_model_markdown, layer_markdown
 from benchmarks.timing import Spread, in_turns, ratio, set_tf32, time_interleaved
 from examples.common.errors import UserError
 from fairseq_g2lstm import G2LSTM, ops
@@ -335,6 +335,22 @@ def test_a_layer_that_fails_ends_the_benchmark_and_leaves_a_table(tmp_path, monk
     assert "**Unfinished:**" in (tmp_path / "results.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("recorded", "markdown", "missing", "kept", "gone"),
+    [
+        ("end-to-end-cpu-amd-zen5", end_to_end_markdown, {"translation": None}, "target tokens/s", "sentences"),
+        ("language-model-cpu", language_model_markdown, {"training": []}, "whole process, s", "target tokens/s"),
+    ],
+)
+def test_what_was_measured_before_an_end_is_in_a_table(recorded, markdown, missing, kept, gone, tmp_path):
+    result = json.loads((ROOT / "benchmarks" / "results" / recorded / "results.json").read_text())
+    comparison.write_results(result | missing | {"complete": False}, tmp_path, markdown)
+    table = (tmp_path / "results.md").read_text()
+    assert table.startswith("**Unfinished:**") and kept in table and gone not in table
+    whole = markdown(result)
+    assert gone in whole and "Unfinished" not in whole
+
+
 def log_line(updates: int, wpb: float, wps: float) -> str:
     values = {"epoch": 1, "loss": "9", "wps": str(wps), "wpb": str(wpb), "num_updates": str(updates)}
     return f"2026-01-01 00:00:00 | INFO | train_inner | {json.dumps(values)}\n"
@@ -544,7 +560,7 @@ def evaluated(slower: str = "", **more: object) -> dict[str, object]:
     row |= {"same_perplexity": True, "perplexity": {"lstm_lm": 99.5, "g2lstm_lm": 99.5, "g2lstm_lm carried": 90.0}}
     settings = {"rounds": 2, "warmup": 2, "updates": 4, "checkpoint_updates": 4, "recipe": "r", "sizes": {"200": "s"}}
     settings["data"] = {"types": {"dict.txt": 9999}}
-    return {"evaluation": [{**row, **found, **more}], "training": [], "settings": settings, **DESCRIBED}
+    return {"complete": True, "evaluation": [{**row, **found, **more}], "training": [], "settings": settings, **DESCRIBED}
 
 
 def test_both_arms_speed_of_evaluation_stands_beside_the_bar():

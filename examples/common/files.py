@@ -166,18 +166,20 @@ def held_folder(folder: Path, what: str) -> Iterator[None]:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     with lock:
         refused_at = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if time.monotonic() < refused_at:
-                    time.sleep(0.1)
-                    continue
-                raise UserError(
-                    f"another {what} is running in {folder}; end it first, or give another folder"
-                ) from error
-            except OSError:
-                pass
-            break
+        while not _is_locked(lock):
+            if time.monotonic() >= refused_at:
+                raise UserError(f"another {what} is running in {folder}; end it first, or give another folder")
+            time.sleep(0.1)
         os.set_inheritable(lock.fileno(), True)
         yield
+
+
+def _is_locked(lock: IO[str]) -> bool:
+    """Locks the file unless another process has; on a file system without locks it counts as locked."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -118,8 +118,9 @@ def read_model(name: str, checkpoint: Path) -> Model:
     if META in state["model"]:
         raise UserError(f"{checkpoint} is packed already; give the one that it was made of")
     gate_type = str(model_options(state).get("gate_type") or "sigmoid") if kind.startswith("g2") else "sigmoid"
-    seed, target_lang = int(state["cfg"]["common"]["seed"]), state["cfg"]["task"].get("target_lang")
-    return Model(name, checkpoint, kind, gate_type, seed, target_lang)
+    task = state["cfg"]["task"]
+    target_lang = task.get("target_lang") if isinstance(task, dict) else None  # what else it is load_model refuses
+    return Model(name, checkpoint, kind, gate_type, int(state["cfg"]["common"]["seed"]), target_lang)
 
 
 def to_pack(stages: Stages, model: Model) -> Path:
