@@ -560,7 +560,8 @@ def evaluated(slower: str = "", **more: object) -> dict[str, object]:
     row |= {"same_perplexity": True, "perplexity": {"lstm_lm": 99.5, "g2lstm_lm": 99.5, "g2lstm_lm carried": 90.0}}
     settings = {"rounds": 2, "warmup": 2, "updates": 4, "checkpoint_updates": 4, "recipe": "r", "sizes": {"200": "s"}}
     settings["data"] = {"types": {"dict.txt": 9999}}
-    return {"complete": True, "evaluation": [{**row, **found, **more}], "training": [], "settings": settings, **DESCRIBED}
+    rows = {"evaluation": [{**row, **found, **more}], "training": []}
+    return {"complete": True, "settings": settings, **rows, **DESCRIBED}
 
 
 def test_both_arms_speed_of_evaluation_stands_beside_the_bar():
