@@ -635,7 +635,7 @@ def log_text(
                 f"{HEAD} valid | epoch {epoch:03} | valid on 'valid' subset | loss {loss:.3f} | nll_loss 1 | ppl "
                 f"{perplexity} | wps 1 | wpb 1 | bsz 1 | num_updates {10 * epoch}"
             )
-            lines.append(f"{HEAD} train | epoch {epoch:03} | loss 1 | ppl 9 | wps {1000 + epoch} | ups 1 | wpb 1")
+            lines.append(f"{HEAD} train | epoch {epoch:03} | loss 1 | ppl {90 - epoch} | wps {1000 + epoch} | ups 1 | wpb 1")
         epoch = 2  # where a later session takes up
     if done:
         lines.append(f"{HEAD} fairseq_cli.train | done training in 0.2 seconds")
@@ -680,7 +680,7 @@ def make_run(folder: Path, gates: str, seed: int, test: float | None, **options)
     place = folder / f"{gates}-{seed}"
     write(place / "train.log", log_text([valid], gates=gates, seed=seed, **options))
     if test is not None:
-        result = {"perplexity": test, "updates": 10 * len(valid), "context": context, **result}
+        result = {"perplexity": test, "tokens": 82430, "updates": 10 * len(valid), "context": context, **result}
         write(place / "eval-test.json", json.dumps(result))
     return str(place)
 
@@ -701,6 +701,8 @@ def test_arms_are_compared_over_the_seeds_that_they_share(tmp_path, monkeypatch,
     assert rows["gumbel"]["error"] == pytest.approx(1 / 3)
     assert rows["sigmoid"]["deviation"] == pytest.approx(2) and rows["sigmoid"]["difference"] is None
     assert (rows["stock"]["difference"], rows["stock"]["error"]) == (10, 0)
+    # of the evaluated set, and of the last of four epochs
+    assert (rows["gumbel"]["tokens"], rows["gumbel"]["trained"]) == ([82430] * 3, [86.0] * 3)
     assert "| gumbel | 3 | 100.67 | 2.08 | 99.00, 100.00, 103.00 | 20.00 | 4 | 1,002 | -1.33 ± 0.33 |" in table
     assert "Seeds: 1, 1000001, 2000001.\nOf stock only: 1, 1000001." in table
     assert (tmp_path / "out" / "perplexity.png").stat().st_size > 1000
