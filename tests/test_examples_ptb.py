@@ -635,7 +635,8 @@ def log_text(
                 f"{HEAD} valid | epoch {epoch:03} | valid on 'valid' subset | loss {loss:.3f} | nll_loss 1 | ppl "
                 f"{perplexity} | wps 1 | wpb 1 | bsz 1 | num_updates {10 * epoch}"
             )
-            lines.append(f"{HEAD} train | epoch {epoch:03} | loss 1 | ppl {90 - epoch} | wps {1000 + epoch} | ups 1 | wpb 1")
+            ppl, wps = 90 - epoch, 1000 + epoch
+            lines.append(f"{HEAD} train | epoch {epoch:03} | loss 1 | ppl {ppl} | wps {wps} | ups 1 | wpb 1")
         epoch = 2  # where a later session takes up
     if done:
         lines.append(f"{HEAD} fairseq_cli.train | done training in 0.2 seconds")
